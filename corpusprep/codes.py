@@ -1,0 +1,110 @@
+"""One canonical form for the names of languages: ISO 639-1, ISO 639-3 and FLORES codes in, one code out."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import langcodes
+
+from corpusprep.errors import SettingsError
+
+# The individual language that corpora and models write where ISO 639-1 names the macrolanguage; the list is that of
+# FLORES-200's choices. Other members (arz, yue, ckb, azb, …) stay languages of their own.
+_STANDARD = {
+    "als": "sq", "arb": "ar", "ayr": "ay", "azj": "az", "cmn": "zh", "dik": "din", "ekk": "et", "fil": "tl",
+    "fuv": "ff", "gaz": "om", "gug": "gn", "khk": "mn", "kmr": "ku", "knc": "kr", "lvs": "lv", "npi": "ne",
+    "ory": "or", "pbt": "ps", "pes": "fa", "plt": "mg", "quy": "qu", "swh": "sw", "uzn": "uz", "ydd": "yi",
+    "zsm": "ms", "hbs": "sh", "scr": "hr", "scc": "sr", "iw": "he", "in": "id", "ji": "yi", "mo": "ro",
+}  # fmt: skip
+_TWO_SCRIPTS = frozenset("az bs ha kk ks ku ky mn pa sd sh sr tg tk tt ug uz zh".split())
+_CODE = re.compile(r"^([A-Za-z]{2,3})(?:[_-]([A-Za-z]{4}))?(?:[_-]([A-Za-z]{2}|[0-9]{3}))?$")
+
+
+@functools.cache
+def default_script(language: str) -> str | None:
+    """The script (ISO 15924) that a language is mostly written in, or None where CLDR does not know it."""
+    return langcodes.Language.get(language, normalize=False).maximize().script
+
+
+@functools.cache
+def canonical(code: str) -> str:
+    """The canonical form of a language's code.
+
+    `en`, `eng`, `eng_Latn` and `en-US` are `en`; `swh_Latn` is `sw`; `zho_Hant` is `zh_Hant`. The shortest ISO 639
+    code is used, and the script only where it is not the language's usual one.
+
+    Raises:
+        SettingsError: the text is not a code of a language.
+    """
+    parts = _CODE.match(code.strip())
+    if parts is None:
+        raise SettingsError(f"{code!r} is not a language code. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn).")
+    language, script, region = parts[1].lower(), parts[2], parts[3]
+    if language not in _STANDARD:
+        found = langcodes.Language.get(langcodes.standardize_tag(language))
+        if not found.is_valid():
+            raise SettingsError(f"{code!r} names no language of ISO 639. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn).")
+        if found.language is not None and language not in ("sh",):
+            language = found.language
+    language = _STANDARD.get(language, language)
+    if script is None and language == "zh" and region is not None and region.upper() in ("TW", "HK", "MO"):
+        script = "Hant"
+    if script is None or script.title() == default_script(language):
+        return language
+    return f"{language}_{script.title()}"
+
+
+def explicit(code: str) -> str:
+    """The canonical form that keeps a script which the writer named and which is not self-evident: `srp_Cyrl` is
+    `sr_Cyrl` (and so not Serbian in Latin script), `sr` is `sr`, `eng_Latn` is `en`."""
+    base = canonical(code)
+    parts = _CODE.match(code.strip())
+    if parts is not None and parts[2] is not None and language_of(base) in _TWO_SCRIPTS:
+        return f"{language_of(base)}_{parts[2].title()}"
+    return base
+
+
+def language_of(code: str) -> str:
+    """The language of a canonical code, without its script."""
+    return code.partition("_")[0]
+
+
+def script_of(code: str) -> str | None:
+    """The script that a canonical code names, or None."""
+    return code.partition("_")[2] or None
+
+
+def matches(asked: str, found: str) -> bool:
+    """Whether data labelled `found` answers a recipe that asks for `asked` (any codes).
+
+    A language without script stands for its usual script; a recipe that names a script also takes data that names none.
+    """
+    asked, found = explicit(asked), canonical(found)
+    if canonical(asked) == found:
+        return True
+    return script_of(asked) is not None and found == language_of(asked)
+
+
+def order_pair(a: str, b: str) -> tuple[str, str]:
+    """The two sides in canonical order: English is the source where it is one side, else alphabetical."""
+    if language_of(a) == "en":
+        return (a, b)
+    if language_of(b) == "en":
+        return (b, a)
+    return (a, b) if a <= b else (b, a)
+
+
+def parse_pair(pair: str) -> tuple[str, str]:
+    """`"en-de"` (any codes, either order) as two codes in the order written, with scripts kept where they are named.
+
+    Raises:
+        SettingsError: the text is not two codes joined by a hyphen.
+    """
+    for match in re.finditer("-", pair):
+        left, right = pair[: match.start()], pair[match.end() :]
+        try:
+            return (explicit(left), explicit(right))
+        except SettingsError:
+            continue
+    raise SettingsError(f"{pair!r} is not a language pair. Write two codes joined by a hyphen, as in \"en-sw\".")

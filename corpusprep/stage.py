@@ -1,0 +1,55 @@
+"""What every stage is made of: settings, an outcome, and a reason with every drop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+PROVENANCE = ("source", "shard", "row")
+PAIR_COLUMNS = ("src", "tgt", "src_lang", "tgt_lang")
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a key that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StageSettings(Settings):
+    """Settings of one stage."""
+
+    enabled: bool = True
+    """false skips the stage."""
+
+
+class Outcome(NamedTuple):
+    """What a stage made of a table.
+
+    Attributes:
+        kept: the rows that go on, in their order.
+        dropped: the rows that do not, in their order, with one more column `reason` (string,
+            `stage.rule`, as in `clean.length_ratio`).
+    """
+
+    kept: pa.Table
+    dropped: pa.Table
+
+
+def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str]) -> Outcome:
+    """Parts a table by a verdict a row.
+
+    Args:
+        table: n rows.
+        verdict: n integers; 0 keeps the row, k > 0 drops it for `reasons[k - 1]`.
+        reasons: the reasons, `stage.rule` each.
+    """
+    verdict = np.asarray(verdict)
+    kept = table.filter(pa.array(verdict == 0))
+    lost = verdict != 0
+    dropped = table.filter(pa.array(lost))
+    names = pa.array(reasons, type=pa.string()).take(pa.array(verdict[lost].astype(np.int64) - 1))
+    return Outcome(kept, dropped.append_column("reason", names))
