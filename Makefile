@@ -1,0 +1,58 @@
+# corpusprep: `make quickstart` and `make test` set up all they need; the rest works from there.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/$(basename $(notdir $(RECIPE)))
+WORKERS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STAGES := clean langid dedup quality balance instruct
+RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+.PHONY: quickstart test check bench clean-out all wheel help $(STAGES)
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make STAGE        one of $(STAGES): redo it and what follows, RECIPE=file OUT=folder"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "corpusprep needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)  ## build the example's data and run all stages on it, offline
+	$(BIN)/python examples/build.py out/example-data
+	$(BIN)/corpusprep run examples/quickstart.toml --out out/quickstart
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## what is measured, not asserted; DATA=folder with planted defects
+	$(BIN)/python tests/benchmarks/kernels.py
+	$(if $(DATA),$(BIN)/python tests/benchmarks/planted.py $(DATA))
+
+wheel: $(STAMP)  ## a wheel in dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
+all: recipe-named $(STAMP)  ## the full run of a recipe: RECIPE=file OUT=folder
+	$(RUN)
+
+$(STAGES): recipe-named $(STAMP)
+	$(RUN) --redo $@
+
+.PHONY: recipe-named
+recipe-named:
+	@test -n "$(RECIPE)" || { echo "Name a recipe: make $(MAKECMDGOALS) RECIPE=examples/llamax2.toml OUT=out/llamax2"; exit 2; }
+
+clean-out:  ## remove out/
+	rm -rf out

@@ -1,0 +1,209 @@
+"""The command line. Everything heavy is imported when a command runs, so that `--help` is immediate."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corpusprep.errors import CorpusprepError
+
+STAGES = {
+    "clean": "Normalise text and drop pairs that break a rule.",
+    "langid": "Drop pairs that are in another language than they say.",
+    "dedup": "Drop exact and near duplicates, and copies of evaluation text.",
+    "quality": "Score pairs and drop those below the threshold.",
+    "balance": "Select pairs to fill a budget of tokens, shared between language pairs.",
+    "instruct": "Turn pairs into shuffled instruction examples.",
+}
+_SETTINGS = {"context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}}
+
+
+class _Bytes(click.ParamType):
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a size; write 8G or 900M", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+@click.group(**_SETTINGS)
+@click.version_option(package_name="corpusprep")
+def cli() -> None:
+    """Turns raw parallel corpora into a small, clean, balanced training mix.
+
+    `corpusprep run` takes a recipe through all stages; each stage is a command of its own too.
+    """
+
+
+@cli.command("run")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for mix/, rejects/, manifest.json and parts/.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set dedup.max_distance=2.")
+@click.option("--source", "sources", multiple=True, metavar="FORMAT=PATH", help="Add a source: --source opus100=data/opus.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. [default: one a core; one for small input]")
+@click.option("--memory", type=_Bytes(), help="Memory that the run may take, as 8G; it bounds the workers.")
+@click.option("--until", type=click.Choice(list(STAGES)), help="Stop after this stage; no mix is written.")
+@click.option("--redo", type=click.Choice(list(STAGES)), help="Do this stage again, and all that follows from it.")
+@click.option("--dry-run", is_flag=True, help="Read the heads of the sources and print what would happen.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run_command(
+    recipe: Path | None,
+    out: Path,
+    overrides: tuple[str, ...],
+    sources: tuple[str, ...],
+    workers: int | None,
+    memory: int | None,
+    until: str | None,
+    redo: str | None,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Run RECIPE (TOML) from its sources to the mix; an interrupted run goes on where it stopped."""
+    from corpusprep.recipe import load_recipe
+    from corpusprep.report import mix_line, summary
+    from corpusprep.pipeline import Progress, dry_run as preview, run
+
+    started = time.monotonic()
+    loaded = load_recipe(recipe, overrides=overrides, sources=sources)
+    if dry_run:
+        click.echo(preview(loaded))
+        return
+    result = run(
+        loaded, out, workers=workers, memory=memory, until=until, redo=redo, progress=Progress() if quiet else _Bars()
+    )
+    click.echo(summary(result.accounts))
+    click.echo()
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    if result.manifest is None:
+        click.echo(f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to go on.")
+    else:
+        click.echo(mix_line(result.manifest, out))
+    made = sum(n for kind, n in result.made.items())
+    reused = sum(result.reused.values())
+    click.echo(f"{made:,} parts made, {reused:,} taken from before, in {time.monotonic() - started:.1f} s.")
+
+
+def _stage_command(name: str, text: str) -> click.Command:
+    @click.command(name, help=f"{text}\n\nIN and OUT are Parquet, JSONL or TSV by their suffix, with the columns src tgt src_lang tgt_lang.")
+    @click.argument("in_file", metavar="IN", type=click.Path(path_type=Path))
+    @click.argument("out_file", metavar="OUT", type=click.Path(path_type=Path))
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Change a setting of {name}.")
+    @click.option("--rejects", type=click.Path(path_type=Path), help="File for the rows that are dropped, with their reason.")
+    @click.option("--src-lang", help="Language of src, where the file has no column src_lang.")
+    @click.option("--tgt-lang", help="Language of tgt, where the file has no column tgt_lang.")
+    @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides whatever is drawn.")
+    def command(
+        in_file: Path,
+        out_file: Path,
+        overrides: tuple[str, ...],
+        rejects: Path | None,
+        src_lang: str | None,
+        tgt_lang: str | None,
+        seed: int,
+    ) -> None:
+        from corpusprep.single import run_stage
+
+        click.echo(
+            run_stage(name, in_file, out_file, overrides=overrides, rejects=rejects, src_lang=src_lang, tgt_lang=tgt_lang, seed=seed)
+        )
+
+    return command
+
+
+for _name, _text in STAGES.items():
+    cli.add_command(_stage_command(_name, _text))
+
+
+@cli.command("settings")
+@click.argument("stage", required=False, type=click.Choice([*STAGES, "source"]))
+def settings_command(stage: str | None) -> None:
+    """Print the settings of STAGE, or of all, with their defaults and what they mean."""
+    from corpusprep.single import describe_settings
+
+    click.echo(describe_settings(stage))
+
+
+def _bars() -> Any:
+    from tqdm import tqdm
+
+    return tqdm
+
+
+class _Bars:
+    """Progress as bars on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
+        self._bar = _bars()(
+            total=total, desc=title, unit=f" {unit}", unit_scale=True, file=sys.stderr, dynamic_ncols=True, mininterval=0.5
+        )
+
+    def advance(self, amount: int, note: str = "") -> None:
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(amount)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        _bars().write(text, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors that a user can mend are one message and exit code 2; a fault of the program is 70."""
+    _guard(lambda: cli.main(arguments, standalone_mode=False))
+
+
+def _guard(call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted. Start the same command again: it goes on where it stopped.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except CorpusprepError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        remedy = "Free some space and start again: the run goes on where it stopped." if error.errno == 28 else "Nothing that was done is lost."
+        click.echo(f"error: {error.filename or 'input or output'}: {error.strerror or error}. {remedy}", err=True)
+        sys.exit(2)
+    except MemoryError:
+        click.echo("error: out of memory. Start again with fewer workers or a smaller --memory: the run goes on.", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("CORPUSPREP_TRACEBACK"):
+            raise
+        click.echo(
+            f"internal error: {type(error).__name__}: {error}\nThis is a fault of the program. Nothing that was done is "
+            "lost. Please report it with the trace that CORPUSPREP_TRACEBACK=1 shows.",
+            err=True,
+        )
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

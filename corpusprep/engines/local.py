@@ -1,0 +1,231 @@
+"""The default engine: processes on this machine, started by spawn and kept from one pass to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from corpusprep.errors import CorpusprepError, RunError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LOOK_AHEAD = 1  # tasks waiting in a worker's pipe beside the one it works on: it never idles, and little piles up
+
+
+class LocalEngine:
+    """Runs tasks in `workers` processes, or in this one where `workers` is 1.
+
+    Workers die with the process that made them, however it ends.
+
+    Args:
+        workers: number of processes, from 1.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.workers = workers
+        self._processes: list[tuple[Any, Connection]] = []
+        self._calls = 0
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for process, connection in self._processes:
+            with contextlib.suppress(OSError):
+                connection.send(None)
+            connection.close()
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes = []
+
+    def map(
+        self,
+        function: Callable[..., R],
+        tasks: Iterable[T],
+        *,
+        setup: Callable[[], Any] | None = None,
+        resources: Mapping[str, float] | None = None,
+        ordered: bool = False,
+    ) -> Iterator[R]:
+        """See `corpusprep.engines.Engine.map`; a GPU in `resources` bounds the workers by the GPUs there are."""
+        workers = min(self.workers, _gpus()) if resources and resources.get("gpu") else self.workers
+        if workers <= 1:
+            return _inline(function, tasks, setup)
+        return self._spread(function, iter(tasks), setup, workers, ordered)
+
+    def _spread(
+        self,
+        function: Callable[..., R],
+        tasks: Iterator[T],
+        setup: Callable[[], Any] | None,
+        workers: int,
+        ordered: bool,
+    ) -> Iterator[R]:
+        self._calls += 1
+        call = self._calls
+        exhausted, sent, given = False, 0, 0
+        load: dict[Connection, int] = {}
+        done: list[tuple[int, R]] = []
+        try:
+            while True:
+                while not exhausted:
+                    target = self._free(load, workers, call, function, setup)
+                    if target is None:
+                        break
+                    try:
+                        task = next(tasks)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    target.send((call, sent, task))
+                    load[target] += 1
+                    sent += 1
+                if exhausted and not any(load.values()):
+                    break
+                for connection in wait([c for c, n in load.items() if n]):
+                    assert isinstance(connection, Connection)
+                    number, result = self._receive(connection)
+                    load[connection] -= 1
+                    if not ordered:
+                        yield result
+                        continue
+                    heapq.heappush(done, (number, result))
+                    while done and done[0][0] == given:
+                        given += 1
+                        yield heapq.heappop(done)[1]
+        except BaseException:
+            # Results still on their way belong to nobody: start afresh rather than let a later call read them.
+            for process, connection in self._processes:
+                connection.close()
+                process.kill()
+                process.join()
+            self._processes = []
+            raise
+
+    def _free(
+        self,
+        load: dict[Connection, int],
+        workers: int,
+        call: int,
+        function: Callable[..., Any],
+        setup: Callable[[], Any] | None,
+    ) -> Connection | None:
+        """The worker to give the next task to: an idle one, else a new one, else one with room in its pipe."""
+        idle = next((c for c, n in load.items() if n == 0), None)
+        if idle is not None:
+            return idle
+        if len(load) < workers:
+            if len(self._processes) <= len(load):
+                self._start(workers)
+            connection = self._processes[len(load)][1]
+            connection.send((call, function, setup))
+            load[connection] = 0
+            return connection
+        least = min(load, key=lambda c: load[c])
+        return least if load[least] <= _LOOK_AHEAD else None
+
+    def _start(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        # Polars, Numba, Arrow and tokenizers size their pools at import: without this each worker takes all cores.
+        threads = str(max(1, (os.cpu_count() or 1) // workers))
+        names = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update(dict.fromkeys(names, threads))
+        try:
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+        self._processes.append((process, ours))
+
+    def _receive(self, connection: Connection) -> tuple[int, Any]:
+        try:
+            number, result, error, trace = connection.recv()
+        except (EOFError, ConnectionError):
+            process = next(p for p, c in self._processes if c is connection)
+            process.join(timeout=5)
+            raise RunError(
+                f"A worker process ended by itself (exit code {process.exitcode}); most often it was killed for want "
+                "of memory. Start the run again with fewer workers or a smaller --memory: it goes on where it stopped."
+            ) from None
+        if error is not None:
+            if not isinstance(error, CorpusprepError):
+                error.add_note(f"In a worker:\n{trace}")
+            raise error
+        return number, result
+
+
+def _inline(
+    function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], Any] | None
+) -> Iterator[R]:
+    context: tuple[Any, ...] | None = None
+    for task in tasks:
+        if context is None:
+            context = () if setup is None else (setup(),)
+        yield function(*context, task)
+
+
+def _gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
+def _work(connection: Connection) -> None:
+    """A worker's life: (call, function, setup) opens a call, (call, number, task) is one task of it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    function: Callable[..., Any] | None = None
+    setup: Callable[[], Any] | None = None
+    context: tuple[Any, ...] | None = None
+    opened = -1
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            return
+        if message is None:
+            return
+        if message[0] != opened:
+            opened, function, setup = message
+            context = None
+            continue
+        assert function is not None
+        result, error, trace = None, None, ""
+        try:
+            if context is None:
+                context = () if setup is None else (setup(),)
+            result = function(*context, message[2])
+        except Exception as caught:
+            error, trace = caught, traceback.format_exc()
+        try:
+            connection.send((message[1], result, error, trace))
+        except (BrokenPipeError, ConnectionError):
+            return
+        except Exception as caught:  # an exception that does not pickle
+            connection.send((message[1], None, RuntimeError(f"{type(error or caught).__name__}: {error or caught}"), trace))

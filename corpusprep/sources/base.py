@@ -1,0 +1,492 @@
+"""What every source is made of: its settings, its shards, and the batches that it reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from corpusprep.codes import canonical, explicit, matches, order_pair, parse_pair, script_of
+from corpusprep.errors import InputError, SettingsError
+from corpusprep.sources.files import identity, printable
+from corpusprep.stage import Settings
+
+Format = Literal["opus100", "nllb", "moses", "tsv", "jsonl", "parquet", "hub"]
+Field_ = Literal["src", "tgt", "src_lang", "tgt_lang", "score", "translation"]
+Column = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1)]
+
+MAX_ROWS, MAX_BYTES = 65_536, 32 << 20
+
+RAW_SCHEMA = pa.schema(
+    [
+        ("src", pa.string()),
+        ("tgt", pa.string()),
+        ("src_lang", pa.string()),
+        ("tgt_lang", pa.string()),
+        ("source", pa.string()),
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+        ("score", pa.float32()),
+    ]
+)
+REJECT_SCHEMA = RAW_SCHEMA.append(pa.field("reason", pa.string()))
+
+# Reasons by verdict; 0 is a good row, and the verdict -1 (a pair not asked for) has no reason: such a row is not read.
+REASONS = (
+    "read.columns",  # a line or record without the columns that its file has
+    "read.encoding",  # bytes that are not UTF-8
+    "read.nul",  # U+0000
+    "read.score",  # a score that is not a number
+    "read.json",  # a line that is not one JSON object
+    "read.language",  # a row that names no language, or none that is known
+    "read.line_length",  # a line beyond `lines.MAX_LINE`
+    "read.truncated",  # the line that the damage to its file cut through
+    "read.unpaired",  # a line that the other side lacks
+)
+COLUMNS, ENCODING, NUL, SCORE, JSON, LANGUAGE, LINE_LENGTH, TRUNCATED, UNPAIRED = range(1, len(REASONS) + 1)
+UNWANTED = -1
+
+_DEV = {"dev": "dev", "valid": "dev", "validation": "dev", "val": "dev"}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "devtest": "devtest", **_DEV}
+_BETWEEN = re.compile(r"[-._/\s]+")
+
+
+class SourceSettings(Settings):
+    """One `[[source]]` table of a recipe."""
+
+    format: Format
+    """The layout of the files: opus100, nllb, moses, tsv, jsonl, parquet or hub."""
+    path: str = Field(min_length=1)
+    """File, folder or glob, on this machine or any URL that fsspec opens; for moses also the prefix to which `.en`
+    and `.sw` are added, or an OPUS zip; for hub the name of a data set or its folder."""
+    name: str | None = Field(default=None, min_length=1)
+    """The source's name in the rows; the format where not given."""
+    pairs: tuple[str, ...] = ()
+    """Language pairs to read, in any codes and either order, as in `["en-de", "eng_Latn-swh_Latn"]`; all that are
+    found where empty."""
+    limit: PositiveInt | None = None
+    """At most this many rows of each shard, from its beginning."""
+    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
+    """Splits to read. `dev`, `valid` and `validation` are one."""
+    protect: bool = True
+    """The other splits of the same tree (dev, test) join the evaluation text to protect against."""
+    on_error: Literal["stop", "keep"] = "stop"
+    """What to do where a file is damaged: stop with a message, or keep the rows that can be read and say what was
+    lost."""
+    columns: dict[Field_, Column] = {}
+    """Where a table's fields are, by name or, in tsv, by number from 0, as in `{src = 0, tgt = "german"}`. The default
+    is the fields' own names (tsv without a header: the first two columns)."""
+    src_lang: str | None = None
+    """Language of the first side, for files that do not say; it holds for all files of the source."""
+    tgt_lang: str | None = None
+    """Language of the second side."""
+    config: str | None = None
+    """hub: the configuration of the data set."""
+
+    @field_validator("pairs")
+    @classmethod
+    def _check_pairs(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in pairs:
+            _mend(parse_pair, pair)
+        return pairs
+
+    @field_validator("src_lang", "tgt_lang")
+    @classmethod
+    def _check_language(cls, code: str | None) -> str | None:
+        return code if code is None else _mend(explicit, code)
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(split_name(split) for split in splits))
+
+    @model_validator(mode="after")
+    def _check_sides(self) -> SourceSettings:
+        if (self.src_lang is None) != (self.tgt_lang is None):
+            raise ValueError("src_lang and tgt_lang go together: give both or neither.")
+        if self.format not in ("tsv", "jsonl", "parquet", "hub") and self.columns:
+            raise ValueError(f"columns has no meaning for the format {self.format}, whose columns are fixed.")
+        if self.format != "tsv" and any(isinstance(column, int) for column in self.columns.values()):
+            raise ValueError("columns by number are for tsv; name the columns.")
+        if self.format != "hub" and self.config is not None:
+            raise ValueError("config is for the format hub.")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The source's name in the rows."""
+        return self.name or self.format
+
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """The pairs asked for, in canonical order: `pairs`, else the one that src_lang and tgt_lang name."""
+        if not self.pairs and self.src_lang is not None and self.tgt_lang is not None:
+            return (order_pair(self.src_lang, self.tgt_lang),)
+        return tuple(dict.fromkeys(order_pair(*parse_pair(pair)) for pair in self.pairs))
+
+
+def _mend(check: Any, text: str) -> Any:
+    """`check(text)`, with the complaint as the error that pydantic collects."""
+    try:
+        return check(text)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of reading: a file, or the two files of a line pair.
+
+    Attributes:
+        source: the source's name.
+        shard: path relative to the source's path, "/" between folders, for line pairs without the language suffix.
+        files: full paths or URLs.
+        pair: canonical (src_lang, tgt_lang), or None where the rows name their own.
+        split: "train", "dev", "test" or what the data set calls it.
+        swap: whether the file's first side is `tgt`.
+        members: names inside the file: of a zip's two members, of a struct's two fields, of a data set's split.
+        lost: what could not be read, found while the shards were listed under `on_error = "keep"`.
+    """
+
+    source: str
+    shard: str
+    files: tuple[str, ...]
+    pair: tuple[str, str] | None
+    split: str
+    swap: bool = False
+    members: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class RawBatch(NamedTuple):
+    """A run of rows of one shard.
+
+    Attributes:
+        table: the good rows, `RAW_SCHEMA`.
+        rejected: the bad ones, `REJECT_SCHEMA`, with U+FFFD for what cannot be decoded; a line that has no columns is
+            in `src` as a whole, and `tgt` is null.
+        problems: what was lost, and warnings, a sentence each.
+    """
+
+    table: pa.Table
+    rejected: pa.Table
+    problems: list[str]
+
+
+class Found(NamedTuple):
+    """A shard as a format finds it, before the recipe's pairs and splits are applied.
+
+    `languages` are the codes as the files write them, in the order of the file's sides.
+    """
+
+    shard: str
+    files: tuple[str, ...]
+    languages: tuple[str, str] | None
+    split: str
+    members: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class Source(ABC):
+    """The shards of one `[[source]]` table."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self._found: list[Found] | None = None
+
+    @abstractmethod
+    def _find(self) -> list[Found]:
+        """Every shard of every pair and split."""
+
+    @abstractmethod
+    def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
+        """The shard's rows, in their order, in batches.
+
+        A batch ends at `max_rows` rows or before the row that would take it beyond `max_bytes` bytes of text (one
+        row may be larger); where it ends depends on the shard's content alone.
+
+        Raises:
+            InputError: the shard is damaged and the settings say to stop.
+        """
+
+    def shards(self) -> list[Shard]:
+        """The shards of the splits and pairs asked for, by name.
+
+        Raises:
+            InputError: nothing is found, or a file is not what it should be and the settings say to stop.
+        """
+        found = self._all()
+        shards = [shard for each in found if each.split in self.settings.splits for shard in self._shard(each)]
+        if not shards:
+            raise self._nothing(found)
+        return shards
+
+    def evaluation(self) -> list[Shard]:
+        """The shards of the other splits, for the pairs asked for; none where `protect` is off."""
+        if not self.settings.protect:
+            return []
+        return [shard for each in self._all() if each.split not in self.settings.splits for shard in self._shard(each)]
+
+    def available(self) -> list[str]:
+        """The pairs that the wanted splits hold, as in "en-de", whether asked for or not."""
+        return sorted(
+            {
+                "-".join(order_pair(canonical(each.languages[0]), canonical(each.languages[1])))
+                for each in self._all()
+                if each.languages is not None and each.split in self.settings.splits
+            }
+        )
+
+    def missing(self) -> list[str]:
+        """The pairs that are asked for and found nowhere, as the recipe writes them; none where rows name their own
+        languages."""
+        shards = [self._shard(each) for each in self._all() if each.split in self.settings.splits]
+        pairs = {shard.pair for some in shards for shard in some}
+        if None in pairs:
+            return []
+        return [pair for pair in self.settings.pairs if order_pair(*parse_pair(pair)) not in pairs]
+
+    def identity(self, shard: Shard) -> str:
+        """A digest of size, time and the first and last 64 KiB of every file of the shard."""
+        return identity(shard.files)
+
+    def _all(self) -> list[Found]:
+        if self._found is None:
+            self._found = sorted(self._find(), key=lambda each: (each.shard, each.split, each.languages or ("", "")))
+        return self._found
+
+    def _shard(self, found: Found) -> list[Shard]:
+        """The found shard as the recipe's, or nothing where its pair is not asked for."""
+        common = (printable(found.shard), found.files)
+        if found.languages is None:
+            shard = Shard(self.settings.label, *common, None, found.split, False, found.members, found.lost)
+            return [shard]
+        labels = label(found.languages, self.settings.wanted())
+        if labels is None:
+            return []
+        pair = order_pair(*labels)
+        swap = pair != labels
+        return [Shard(self.settings.label, *common, pair, found.split, swap, found.members, found.lost)]
+
+    def _nothing(self, found: list[Found]) -> InputError:
+        """Why there is no shard, in words."""
+        path, settings = printable(self.settings.path), self.settings
+        if not found:
+            return InputError(
+                path, f"no {settings.format} files are here", "Check the path and the format of this source"
+            )
+        if not any(each.split in settings.splits for each in found):
+            there = ", ".join(sorted({each.split for each in found}))
+            return InputError(
+                path,
+                f"no split {' or '.join(settings.splits)} is here, only {there}",
+                f'Set splits, as in splits = ["{found[0].split}"]',
+            )
+        there = self.available()
+        near = [
+            close for pair in settings.wanted() for close in difflib.get_close_matches("-".join(pair), there, 3, 0.5)
+        ]
+        names = ", ".join(there[:40]) + (f" and {len(there) - 40} more" if len(there) > 40 else "")
+        return InputError(
+            path,
+            f"no pair {' or '.join(settings.pairs)} is here, only {names}",
+            f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "Ask for pairs that are here",
+        )
+
+
+def label(languages: tuple[str, str], wanted: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The codes of two sides, in their order, as the recipe writes them, else in canonical form; None where the
+    recipe asks for other pairs.
+
+    Args:
+        languages: the codes as the data writes them.
+        wanted: the recipe's pairs; none asks for all.
+    """
+    first, second = canonical(languages[0]), canonical(languages[1])
+    if not wanted:
+        return first, second
+    exact = [pair for pair in wanted if set(pair) == {first, second}]
+    for a, b in (*exact, *wanted):
+        if _answers(a, languages[0]) and _answers(b, languages[1]):
+            return a, b
+        if _answers(b, languages[0]) and _answers(a, languages[1]):
+            return b, a
+    return None
+
+
+def _answers(asked: str, found: str) -> bool:
+    """Whether data labelled `found` answers `asked`: no script is asked for against the one that the data names."""
+    scripts = script_of(explicit(asked)), script_of(explicit(found))
+    return matches(asked, found) and (None in scripts or scripts[0] == scripts[1])
+
+
+def is_language(code: str) -> bool:
+    """Whether the text is a language's code."""
+    try:
+        canonical(code)
+    except SettingsError:
+        return False
+    return True
+
+
+def named_pair(text: str) -> tuple[str, str] | None:
+    """The two codes, as written, of a text that is a language pair and nothing else, or None."""
+    for match in re.finditer("-", text):
+        left, right = text[: match.start()], text[match.end() :]
+        if is_language(left) and is_language(right):
+            return left, right
+    return None
+
+
+def pair_in_path(path: str) -> tuple[str, str] | None:
+    """The two codes that a file's name carries in one of its parts between dots, else its folder's name."""
+    folders, _, name = path.rpartition("/")
+    for part in (*name.split("."), folders.rpartition("/")[2]):
+        pair = named_pair(part)
+        if pair is not None:
+            return pair
+    return None
+
+
+def split_name(name: str) -> str:
+    """The usual name of a split: `validation` and `valid` are `dev`."""
+    return _SPLITS.get(name.lower(), name)
+
+
+def split_in_path(path: str) -> str:
+    """The split that a word of a relative path names, from the file's name upwards; `train` where none does."""
+    for part in reversed(path.split("/")):
+        for word in _BETWEEN.split(part):
+            if word.lower() in _SPLITS:
+                return _SPLITS[word.lower()]
+    return "train"
+
+
+def make_batch(
+    shard: Shard,
+    rows: npt.NDArray[np.int64],
+    src: pa.Array[Any],
+    tgt: pa.Array[Any],
+    *,
+    score: pa.Array[Any] | None = None,
+    languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None,
+    swap: npt.NDArray[np.bool_] | None = None,
+    rejects: Sequence[tuple[int, str | None, str | None, int]] = (),
+    problems: Sequence[str] = (),
+) -> RawBatch:
+    """Builds a batch from good rows in the order of the file's sides.
+
+    Args:
+        shard: names the rows, and the order of the sides unless `swap` does.
+        rows: n line numbers of the good rows.
+        src, tgt: n strings each, first and second side of the file.
+        score: n float32.
+        languages: n canonical codes of the first and of the second side; the shard's where not given.
+        swap: n flags: the second side is the source.
+        rejects: (line, first side, second side, verdict) of the bad rows, in their order.
+        problems: what goes with the batch.
+    """
+    n = rows.size
+    if languages is None:
+        assert shard.pair is not None
+        langs = (pa.repeat(shard.pair[0], n), pa.repeat(shard.pair[1], n))
+    else:
+        langs = languages
+    if swap is None:
+        src, tgt = (tgt, src) if shard.swap else (src, tgt)
+    else:
+        mask = pa.array(swap)
+        src, tgt = pc.if_else(mask, tgt, src), pc.if_else(mask, src, tgt)
+        langs = pc.if_else(mask, langs[1], langs[0]), pc.if_else(mask, langs[0], langs[1])
+    table = pa.Table.from_arrays(
+        [
+            src,
+            tgt,
+            langs[0],
+            langs[1],
+            pa.repeat(shard.source, n),
+            pa.repeat(shard.shard, n),
+            pa.array(rows),
+            pa.nulls(n, pa.float32()) if score is None else score,
+        ],
+        schema=RAW_SCHEMA,
+    )
+    return RawBatch(table, _rejected(shard, rejects), list(problems))
+
+
+def empty_batch(shard: Shard, problems: Sequence[str]) -> RawBatch:
+    """A batch of no rows that carries problems."""
+    return RawBatch(RAW_SCHEMA.empty_table(), _rejected(shard, ()), list(problems))
+
+
+def _rejected(shard: Shard, rejects: Sequence[tuple[int, str | None, str | None, int]]) -> pa.Table:
+    if not rejects:
+        return REJECT_SCHEMA.empty_table()
+    n = len(rejects)
+    src, tgt = [], []
+    for _, first, second, verdict in rejects:
+        # A line that could not be parted stays in src; of an unpaired one the side is known.
+        swap = shard.swap and (second is not None or verdict == UNPAIRED)
+        src.append(second if swap else first)
+        tgt.append(first if swap else second)
+    pair = shard.pair or (None, None)
+    return pa.Table.from_arrays(
+        [
+            pa.array(src, pa.string()),
+            pa.array(tgt, pa.string()),
+            pa.array([pair[0]] * n, pa.string()),
+            pa.array([pair[1]] * n, pa.string()),
+            pa.repeat(shard.source, n),
+            pa.repeat(shard.shard, n),
+            pa.array([reject[0] for reject in rejects], pa.int64()),
+            pa.nulls(n, pa.float32()),
+            pa.array([REASONS[reject[3] - 1] for reject in rejects], pa.string()),
+        ],
+        schema=REJECT_SCHEMA,
+    )
+
+
+class RowLanguages(NamedTuple):
+    """What the languages that rows name come to.
+
+    Attributes:
+        languages: n canonical codes of the first and of the second side; null where `verdict` is not 0.
+        swap: n flags: the second side is the canonical source.
+        verdict: n int8: 0 good, LANGUAGE not a language, UNWANTED a pair that the recipe does not ask for.
+    """
+
+    languages: tuple[pa.Array[Any], pa.Array[Any]]
+    swap: npt.NDArray[np.bool_]
+    verdict: npt.NDArray[np.int8]
+
+
+def row_languages(first: pa.Array[Any], second: pa.Array[Any], wanted: Sequence[tuple[str, str]]) -> RowLanguages:
+    """Labels rows by the codes that they name themselves (n strings each; null names none)."""
+    n = len(first)
+    a, b = (side.fill_null("").dictionary_encode() for side in (first, second))
+    left, right = a.dictionary.to_pylist(), b.dictionary.to_pylist()
+    width = max(len(right), 1)
+    keys = a.indices.to_numpy().astype(np.int64) * width + b.indices.to_numpy()
+    unique, inverse = np.unique(keys, return_inverse=True)
+    labels: list[tuple[str, str] | None] = []
+    verdicts = np.zeros(unique.size, np.int8)
+    for i, key in enumerate(unique.tolist()):
+        codes = (left[key // width], right[key % width])
+        pair = label(codes, wanted) if is_language(codes[0]) and is_language(codes[1]) else None
+        if pair is None:
+            verdicts[i] = UNWANTED if all(map(is_language, codes)) else LANGUAGE
+        labels.append(pair)
+    swaps = np.array([pair is not None and order_pair(*pair) != pair for pair in labels], np.bool_)
+    places = pa.array(inverse.reshape(n))
+    sides = tuple(
+        pa.array([None if pair is None else pair[side] for pair in labels], pa.string()).take(places) for side in (0, 1)
+    )
+    return RowLanguages((sides[0], sides[1]), swaps[inverse].reshape(n), verdicts[inverse].reshape(n))

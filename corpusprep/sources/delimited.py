@@ -1,0 +1,245 @@
+"""Tab-separated lines: no quoting, every line with as many columns as its file has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from corpusprep.sources.base import (
+    COLUMNS,
+    LANGUAGE,
+    SCORE,
+    RawBatch,
+    Shard,
+    SourceSettings,
+    empty_batch,
+    make_batch,
+    row_languages,
+)
+from corpusprep.sources.files import blocks, printable
+from corpusprep.sources.lines import Bytes, LineCutter, Lines, Spans, check_text, decode, fit, gather, head
+
+_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+Verdicts = npt.NDArray[np.int8]
+
+
+class Columns(NamedTuple):
+    """Where a file's fields are, by column from 0.
+
+    Attributes:
+        count: how many columns a line has; None where a line may have more than the fields need.
+        first, second: the text of either side.
+        score: a number.
+        languages: the codes of either side, where lines name them.
+        header: whether the first line names the columns and is no row.
+    """
+
+    count: int
+    first: int
+    second: int
+    score: int | None = None
+    languages: tuple[int, int] | None = None
+    header: bool = False
+
+
+class Table(NamedTuple):
+    """Lines and where their columns end: column k of line i is `data[cuts[i, k] + 1:cuts[i, k + 1]]`; `counts` are
+    the columns of each line."""
+
+    lines: Lines
+    cuts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int32]
+
+    def spans(self, column: int) -> tuple[Spans, Spans]:
+        """Start and end of a column's field in each line."""
+        return self.cuts[:, column] + 1, self.cuts[:, column + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _cut(data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]) -> None:
+    width = cuts.shape[1] - 1
+    for i in range(starts.size):
+        cuts[i, 0] = starts[i] - 1
+        n = 0
+        for k in range(starts[i], ends[i]):
+            if data[k] == 9:
+                n += 1
+                if n <= width:
+                    cuts[i, n] = k
+        n += 1
+        counts[i] = n
+        for k in range(n, width + 1):
+            cuts[i, k] = ends[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _decimals(
+    data: Bytes, starts: Spans, ends: Spans, out: npt.NDArray[np.float64], state: npt.NDArray[np.int8]
+) -> None:
+    """Reads decimal numbers of up to 15 digits, exactly; state 0 is read, 1 empty, 2 for another to judge."""
+    for i in range(starts.size):
+        k, end = starts[i], ends[i]
+        out[i] = 0.0
+        if k == end:
+            state[i] = 1
+            continue
+        negative = data[k] == 45
+        if negative or data[k] == 43:
+            k += 1
+        mantissa, digits, scale, dotted = 0, 0, 1.0, False
+        state[i] = 0
+        while k < end:
+            byte = data[k]
+            if 48 <= byte <= 57:
+                mantissa = mantissa * 10 + (byte - 48)
+                digits += 1
+                if dotted:
+                    scale *= 10.0
+            elif byte == 46 and not dotted:
+                dotted = True
+            else:
+                digits = 0
+                break
+            if digits > 15:
+                break
+            k += 1
+        if k < end or digits == 0:
+            state[i] = 2
+            continue
+        # Both are below 2**53, so the quotient is the float64 nearest to the decimal.
+        out[i] = -(mantissa / scale) if negative else mantissa / scale
+
+
+def cut(lines: Lines, width: int) -> Table:
+    """Finds the first `width` columns of each line, and how many it has."""
+    n = lines.starts.size
+    cuts = np.empty((n, width + 1), np.int64)
+    counts = np.empty(n, np.int32)
+    _cut(lines.data, lines.starts, lines.ends, cuts, counts)
+    return Table(lines, cuts, counts)
+
+
+def numbers(data: Bytes, starts: Spans, ends: Spans) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Fields as float32, and for each whether it is a number: 0 it is, 1 it is empty or NaN, 2 it is something else."""
+    values = np.empty(starts.size, np.float64)
+    state = np.empty(starts.size, np.int8)
+    _decimals(data, starts, ends, values, state)
+    for i in np.flatnonzero(state == 2).tolist():
+        field = data[starts[i] : ends[i]].tobytes().strip(b" \r")
+        if _NUMBER.fullmatch(field):
+            values[i], state[i] = float(field), 0
+        elif field.lower() in (b"", b"nan"):
+            state[i] = 1
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    state[~np.isfinite(narrow)] = 2
+    return narrow, state
+
+
+def read_delimited(
+    settings: SourceSettings,
+    shard: Shard,
+    layout: Callable[[Lines], tuple[Columns, list[str]]],
+    max_rows: int,
+    max_bytes: int,
+) -> Iterator[RawBatch]:
+    """Reads a tab-separated file.
+
+    Args:
+        layout: tells the columns from the head of the file, with warnings; it may raise InputError.
+    """
+    keep = settings.on_error == "keep"
+    problems = list(shard.lost)
+    cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
+    first = head(cutter)
+    if not first.starts.size:
+        yield empty_batch(shard, problems or [f"{printable(shard.files[0])}: it is empty."])
+        return
+    columns, warnings = layout(first)
+    problems += warnings
+    if columns.header:
+        cutter.drop(1)
+    limit = None if settings.limit is None else settings.limit + int(columns.header)
+    wanted_pairs = settings.wanted()
+    any_rows = False
+    while limit is None or cutter.row < limit:
+        wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
+        count = min(wanted, cutter.fill(wanted, max_bytes))
+        if count == 0:
+            break
+        count = fit([cutter.lines(count)], max_bytes)
+        batch = _batch(shard, cutter.lines(count), columns, wanted_pairs, problems)
+        problems.clear()
+        cutter.drop(count)
+        any_rows = True
+        yield batch
+    if not any_rows:
+        problems.append(f"{printable(shard.files[0])}: it has no rows.")
+    if problems:
+        yield empty_batch(shard, problems)
+
+
+def _batch(
+    shard: Shard, lines: Lines, columns: Columns, wanted: tuple[tuple[str, str], ...], problems: list[str]
+) -> RawBatch:
+    fields = [columns.first, columns.second, *(columns.languages or ())]
+    if columns.score is not None:
+        fields.append(columns.score)
+    table = cut(lines, max(fields) + 1)
+    data = lines.data
+    verdict = np.zeros(lines.starts.size, np.int8)
+    verdict[table.counts != columns.count] = COLUMNS
+    for i, reason in lines.spoilt.items():
+        verdict[i] = reason
+    check_text(data, lines.starts, lines.ends, verdict)
+    score: npt.NDArray[np.float32] | None = None
+    no_score: npt.NDArray[np.bool_] | None = None
+    if columns.score is not None:
+        score, state = numbers(data, *table.spans(columns.score))
+        verdict[(state == 2) & (verdict == 0)] = SCORE
+        no_score = state != 0
+    languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
+    swap: npt.NDArray[np.bool_] | None = None
+    if columns.languages is not None and shard.pair is None:
+        sound = np.flatnonzero(verdict == 0)
+        named = [table.spans(column) for column in columns.languages]
+        codes = [gather(data, starts[sound], ends[sound]) for starts, ends in named]
+        labels = row_languages(codes[0], codes[1], wanted)
+        verdict[sound] = labels.verdict
+        chosen = labels.verdict == 0
+        mask = pa.array(chosen)
+        languages = (labels.languages[0].filter(mask), labels.languages[1].filter(mask))
+        swap = labels.swap[chosen]
+    rows = np.arange(lines.first, lines.first + verdict.size)
+    sides = [table.spans(columns.first), table.spans(columns.second)]
+    rejects: list[tuple[int, str | None, str | None, int]] = []
+    if verdict.any():
+        for i in np.flatnonzero(verdict > 0).tolist():
+            reason = int(verdict[i])
+            if reason in (SCORE, LANGUAGE) or (reason > COLUMNS and table.counts[i] == columns.count):
+                texts: list[str | None] = [decode(data, starts[i], ends[i]) for starts, ends in sides]
+            else:
+                texts = [decode(data, lines.starts[i], lines.ends[i]), None]
+            rejects.append((lines.first + i, texts[0], texts[1], reason))
+        good = verdict == 0
+        rows = rows[good]
+        sides = [(starts[good], ends[good]) for starts, ends in sides]
+        if score is not None and no_score is not None:
+            score, no_score = score[good], no_score[good]
+    return make_batch(
+        shard,
+        rows,
+        gather(data, *sides[0]),
+        gather(data, *sides[1]),
+        score=None if score is None else pa.array(score, mask=no_score),
+        languages=languages,
+        swap=swap,
+        rejects=rejects,
+        problems=problems,
+    )

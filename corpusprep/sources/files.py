@@ -1,0 +1,502 @@
+"""Files here and elsewhere: finding, opening, identifying and unpacking them as a stream."""
+
+from __future__ import annotations
+
+import bz2
+import difflib
+import errno
+import functools
+import glob
+import hashlib
+import io
+import lzma
+import os
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from corpusprep.errors import InputError
+
+BLOCK = 1 << 20
+_INPUT = 256 << 10
+_EDGE = 64 << 10
+_PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
+_NO_FILE = "Check the path, which is taken from the folder that the command runs in unless it begins with /"
+
+
+def printable(text: str) -> str:
+    """A path as text that can be written as UTF-8: bytes of a name that are none become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL of another file system than this machine's."""
+    return "://" in path and not path.startswith("file://")
+
+
+def local(path: str) -> str:
+    """A path of this machine without `file://` and `~`."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def unpacked_name(path: str) -> str:
+    """A path without its suffix of compression."""
+    stem, suffix = os.path.splitext(path)
+    return stem if suffix in _PACKED else path
+
+
+class Tree(NamedTuple):
+    """What a path stands for.
+
+    Attributes:
+        base: the folder that the names are relative to.
+        names: the files, relative to it, "/" between folders, sorted.
+        single: whether the path is one file and not a folder or glob.
+    """
+
+    base: str
+    names: list[str]
+    single: bool
+
+    def path(self, name: str) -> str:
+        """A file's full path or URL."""
+        return posixpath.join(self.base, name) if self.base else name
+
+
+def find(path: str) -> Tree:
+    """The file, the files below the folder, or those that match the glob.
+
+    Hidden files and those that macOS adds to archives are passed over.
+
+    Raises:
+        InputError: nothing is there, or it may not be read.
+    """
+    return _find_remote(path) if is_remote(path) else _find_local(local(path))
+
+
+def find_prefix(prefix: str) -> Tree | None:
+    """The files whose paths are the prefix (which may be a glob), a dot and something more; None where there are none
+    or the prefix is a file or folder itself."""
+    if is_remote(prefix):
+        with _remote_errors(prefix):
+            fs, inner = _remote(prefix)
+            if inner.endswith("/") or fs.exists(inner) or not fs.glob(inner + ".*"):
+                return None
+        return _find_remote(prefix + ".*")
+    path = local(prefix)
+    if path.endswith("/") or os.path.exists(path):
+        return None
+    pattern = path if glob.has_magic(path) else glob.escape(path)
+    names = [name for name in glob.iglob(pattern + ".*", recursive=True) if os.path.isfile(name)]
+    if not names:
+        return None
+    base = os.path.dirname(path)
+    while glob.has_magic(base):
+        base = os.path.dirname(base)
+    relative = (os.path.relpath(name, base or ".").replace(os.sep, "/") for name in names)
+    return Tree(base, sorted(name for name in relative if not _hidden(name)), False)
+
+
+def missing(path: str) -> InputError:
+    """The error of a path that is not there, with names near it."""
+    near: list[str] = []
+    if not is_remote(path):
+        folder, name = os.path.split(local(path))
+        try:
+            near = difflib.get_close_matches(name, os.listdir(folder or "."), 3, 0.6)
+        except OSError:
+            near = []
+    remedy = f"Did you mean {' or '.join(map(printable, near))}?" if near else _NO_FILE
+    return InputError(printable(path), "there is no such file or folder", remedy.removesuffix("."))
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _find_local(path: str) -> Tree:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if os.path.isfile(path):
+        return Tree(os.path.dirname(path), [os.path.basename(path)], True)
+    if os.path.isdir(path):
+        return Tree(path.rstrip("/") or "/", sorted(_walk(path)), False)
+    if os.path.exists(path):
+        raise InputError(printable(path), "it is neither a file nor a folder", "Name a file, a folder or a glob")
+    if not glob.has_magic(path):
+        raise missing(path)
+    base = path
+    while glob.has_magic(base):
+        base = os.path.dirname(base)
+    names: set[str] = set()
+    for match in glob.iglob(path, recursive=True):
+        name = os.path.relpath(match, base or ".").replace(os.sep, "/")
+        if os.path.isdir(match):
+            names.update(posixpath.join(name, below) for below in _walk(match))
+        elif os.path.isfile(match):
+            names.add(name)
+    if not names:
+        raise InputError(printable(path), "no file matches", _NO_FILE)
+    return Tree(base, sorted(posixpath.normpath(name) for name in names if not _hidden(name)), False)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """The regular files below a folder, through links, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(str(error.filename), error) from None
+
+    seen: set[tuple[int, int]] = set()
+    for here, below, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not _hidden(name))
+        relative = os.path.relpath(here, folder).replace(os.sep, "/")
+        for name in names:
+            if not _hidden(name) and os.path.isfile(os.path.join(here, name)):
+                yield name if relative == "." else f"{relative}/{name}"
+
+
+def _find_remote(path: str) -> Tree:
+    with _remote_errors(path):
+        fs, inner = _remote(path)
+        if not glob.has_magic(inner):
+            if fs.isfile(inner):
+                return Tree(path.rpartition("/")[0], [path.rpartition("/")[2]], True)
+            matches, base = (fs.find(inner) if fs.isdir(inner) else []), inner
+        else:
+            base = inner
+            while glob.has_magic(base):
+                base = posixpath.dirname(base)
+            matches = []
+            for match in fs.glob(inner):
+                matches.extend(fs.find(match) if fs.isdir(match) else [match])
+        if not matches:
+            raise InputError(path, "no file is there", "Check the URL and its credentials")
+        root = fs._strip_protocol(base).rstrip("/")
+        names = sorted({str(match)[len(root) :].lstrip("/") for match in matches})
+        return Tree(str(fs.unstrip_protocol(root)), [name for name in names if not _hidden(name)], False)
+    raise AssertionError  # _remote_errors lets nothing through
+
+
+class _remote_errors:
+    """Turns whatever a remote file system raises into an InputError."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            raise _unreadable(self.path, error) from None
+
+
+def _remote(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    return fs, str(inner)
+
+
+def _unreadable(path: str, error: BaseException) -> InputError:
+    """The error of a file that cannot be opened or read, in the user's words."""
+    name = printable(path)
+    if isinstance(error, FileNotFoundError):
+        return missing(path)
+    if isinstance(error, PermissionError):
+        return InputError(name, "it may not be read", "Give yourself the right to read it")
+    if isinstance(error, IsADirectoryError):
+        return InputError(name, "it is a folder, where a file is wanted", "Name the file")
+    if isinstance(error, ImportError):
+        return InputError(name, f"its file system needs a package that is missing ({error})", "Install it with pip")
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return InputError(name, "it is a link that leads to itself", "Mend or remove the link")
+    detail = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return InputError(
+        name, f"it cannot be read: {printable(str(detail)).rstrip('.')}", "Check the file and its disk or URL"
+    )
+
+
+def open_binary(path: str) -> BinaryIO:
+    """A file, seekable, for reading.
+
+    Raises:
+        InputError: it is not there or may not be read.
+    """
+    if is_remote(path):
+        with _remote_errors(path):
+            fs, inner = _remote(path)
+            stream: BinaryIO = fs.open(inner, "rb")
+            return stream
+    try:
+        return open(local(path), "rb")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def identity(files: Iterable[str]) -> str:
+    """A digest of size, time and the first and last 64 KiB of files, in their order; not of their names.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        if is_remote(path):
+            with _remote_errors(path):
+                fs, inner = _remote(path)
+                info = fs.info(inner)
+                keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag")
+                time = [str(info[key]) for key in keys if key in info]
+                size = int(info["size"])
+        else:
+            try:
+                status = os.stat(local(path))
+            except (OSError, ValueError) as error:
+                raise _unreadable(path, error) from None
+            time, size = [str(status.st_mtime_ns)], status.st_size
+        digest.update(f"{size} {time}\n".encode())
+        with open_binary(path) as stream:
+            try:
+                digest.update(stream.read(_EDGE))
+                if size > _EDGE:
+                    stream.seek(max(_EDGE, size - _EDGE))
+                    digest.update(stream.read(_EDGE))
+            except Exception as error:
+                raise _unreadable(path, error) from None
+    return digest.hexdigest()
+
+
+def blocks(path: str, *, salvage: bool = False) -> Iterator[bytes]:
+    """The content of a file in blocks of at most about a MiB, unpacked if its name ends with .gz, .bz2 or .xz.
+
+    Args:
+        path: path or URL.
+        salvage: give what stands before a damaged place to the last byte (a second reading of the file).
+
+    Raises:
+        InputError: it cannot be opened, or it is damaged; what could be read has been given by then.
+    """
+    kind = _PACKED.get(os.path.splitext(path)[1])
+    with open_binary(path) as stream:
+        if kind is None:
+            yield from _plain(stream, path)
+            return
+        given = 0
+        try:
+            for block in _unpack(stream, path, kind):
+                given += len(block)
+                yield block
+        except InputError:
+            if salvage and kind == "gzip":
+                stream.seek(0)
+                yield from _salvage(stream, given)
+            raise
+
+
+def _plain(stream: BinaryIO, path: str) -> Iterator[bytes]:
+    while True:
+        try:
+            block = stream.read(BLOCK)
+        except Exception as error:  # remote file systems raise errors of their own
+            raise _unreadable(path, error) from None
+        if not block:
+            return
+        yield block
+
+
+def _unpack(stream: BinaryIO, path: str, kind: str) -> Iterator[bytes]:
+    """The members of a compressed stream one after the other, a bounded block at a time."""
+    name = printable(path)
+    make: Callable[[], Any]
+    if kind == "gzip":
+        from isal import igzip_lib
+
+        errors: tuple[type[BaseException], ...] = (igzip_lib.IsalError, ValueError, OverflowError)
+        make = functools.partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
+        magic = b"\x1f\x8b"
+    elif kind == "bzip2":
+        make, errors, magic = bz2.BZ2Decompressor, (OSError, EOFError, ValueError), b"BZh"
+    else:
+        make, errors, magic = lzma.LZMADecompressor, (lzma.LZMAError, EOFError, ValueError), b"\xfd7zXZ"
+    fetch = _reader(stream, path)
+    data, members = fetch(), 0
+    while data:
+        while len(data) < len(magic) and (more := fetch()):
+            data += more
+        if not data.startswith(magic):
+            if members:
+                problem = f"bytes that are not {kind} follow its end"
+                raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before')
+            remedy = "Rename it without the suffix if it is plain text, or fetch it again"
+            raise InputError(name, f"it is not {kind}, though its name says so", remedy)
+        unpacker = make()
+        while not unpacker.eof:
+            try:
+                block = unpacker.decompress(data, BLOCK)
+            except errors as error:
+                remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
+                raise InputError(name, f"its {kind} data is damaged ({error})", remedy) from None
+            data = b""
+            if block:
+                yield block
+            if unpacker.needs_input and not unpacker.eof:
+                data = fetch()
+                if not data:
+                    remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
+                    raise InputError(name, f"its {kind} data breaks off before its end", remedy)
+        members += 1
+        data = unpacker.unused_data
+        while not data.strip(b"\0"):  # members may be padded with zeros
+            data = fetch()
+            if not data:
+                return
+        if data[:1] == b"\0":
+            data = data.lstrip(b"\0")
+
+
+def _reader(stream: BinaryIO, path: str) -> Callable[[], bytes]:
+    def fetch() -> bytes:
+        try:
+            return stream.read(_INPUT)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+
+    return fetch
+
+
+def _salvage(stream: BinaryIO, given: int) -> Iterator[bytes]:
+    """What a damaged gzip still holds beyond its first `given` bytes.
+
+    isal gives nothing from a call that meets an error; zlib can be asked for one byte at a time, from a copy of the
+    state before the call that failed.
+    """
+    unpacker = zlib.decompressobj(31)
+    data = b""
+    seen = 0
+    while True:
+        if not data:
+            data = stream.read(_INPUT)
+            if not data:
+                return
+        before, fed = unpacker.copy(), data
+        try:
+            block = unpacker.decompress(data, _EDGE)
+        except zlib.error:
+            unpacker, data = before, fed
+            found = bytearray()
+            try:
+                while len(found) < _EDGE:
+                    byte = unpacker.decompress(data, 1)
+                    data = unpacker.unconsumed_tail
+                    if not byte:
+                        break
+                    found += byte
+            except zlib.error:
+                pass
+            yield bytes(found[max(0, given - seen) :])
+            return
+        data = unpacker.unconsumed_tail
+        if block:
+            if seen + len(block) > given:
+                yield block[max(0, given - seen) :]
+            seen += len(block)
+        if unpacker.eof:
+            data = unpacker.unused_data.lstrip(b"\0")
+            unpacker = zlib.decompressobj(31)
+
+
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, IndexError)
+# zipfile raises RuntimeError for encryption, NotImplementedError (a RuntimeError) for rare methods, and ValueError or
+# struct.error, IndexError among the rest, for nonsense in its tables.
+
+
+def open_zip(path: str) -> zipfile.ZipFile:
+    """A zip's table of members.
+
+    Raises:
+        InputError: it cannot be opened or is not a zip.
+    """
+    import struct
+
+    stream = open_binary(path)
+    try:
+        return zipfile.ZipFile(stream)
+    except (*ZIP_ERRORS, struct.error) as error:
+        stream.close()
+        if isinstance(error, OSError):
+            raise _unreadable(path, error) from None
+        remedy = "Fetch it again"
+        raise InputError(printable(path), f"it is not a zip file that can be read ({error})", remedy) from None
+
+
+def zip_blocks(path: str, member: str) -> Iterator[bytes]:
+    """The content of one member of a zip, in blocks; nothing is written to disk.
+
+    Raises:
+        InputError: as `blocks`.
+    """
+    import struct
+
+    name = f"{printable(path)}, member {printable(member)}"
+    archive = open_zip(path)
+    stream = archive.fp
+    try:
+        with archive.open(member) as content:
+            while block := content.read(_EDGE):
+                yield block
+    except KeyError:
+        raise InputError(name, "it is no longer in the zip", "Start again") from None
+    except (*ZIP_ERRORS, struct.error) as error:
+        if isinstance(error, RuntimeError) and "password" in str(error):
+            raise InputError(name, "it is encrypted", "Unpack the zip and name the files") from None
+        remedy = 'Fetch the zip again, or set on_error = "keep" to read what comes before'
+        raise InputError(name, f"its data is damaged ({error})", remedy) from None
+    finally:
+        archive.close()
+        if stream is not None:
+            stream.close()
+
+
+def unsafe_member(info: zipfile.ZipInfo) -> str | None:
+    """Why a member of a zip is not to be trusted, or None."""
+    name = info.orig_filename.replace("\\", "/")
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        return "an absolute path"
+    if ".." in name.split("/"):
+        return "a path that climbs out of it"
+    if (info.external_attr >> 16) & 0o170000 == 0o120000:
+        return "a link"
+    return None
+
+
+def read_head(path: str, size: int) -> bytes:
+    """The first `size` bytes of a file's content, unpacked; fewer where it is shorter or damaged.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    head = io.BytesIO()
+    stream = blocks(path)
+    try:
+        for block in stream:
+            head.write(block)
+            if head.tell() >= size:
+                break
+    except InputError:
+        if not head.tell():
+            raise
+    finally:
+        stream.close()  # type: ignore[attr-defined]
+    return head.getvalue()[:size]

@@ -1,0 +1,330 @@
+"""JSON lines: one record a line, flat or with a `translation` of two languages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from corpusprep.errors import InputError
+from corpusprep.sources._json_kernel import ABSENT, scan, unescape
+from corpusprep.sources.base import (
+    COLUMNS,
+    ENCODING,
+    JSON,
+    LANGUAGE,
+    MAX_BYTES,
+    MAX_ROWS,
+    NUL,
+    SCORE,
+    Found,
+    RawBatch,
+    Shard,
+    Source,
+    SourceSettings,
+    empty_batch,
+    is_language,
+    label,
+    make_batch,
+    pair_in_path,
+    row_languages,
+    split_in_path,
+)
+from corpusprep.sources.delimited import numbers
+from corpusprep.sources.files import blocks, find, printable, unpacked_name
+from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather, head
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_NO_KEY = "\0"
+
+
+class Fields(NamedTuple):
+    """The keys of a record: of either side's text, of the codes where records name their own, of a score, and of the
+    object that holds the two texts, if one does."""
+
+    first: str
+    second: str
+    languages: tuple[str, str] | None
+    score: str
+    outer: str | None
+
+
+class JsonlSource(Source):
+    """`.jsonl`, `.ndjson` and `.json` files with a record a line, packed or not."""
+
+    def _find(self) -> list[Found]:
+        tree = find(self.settings.path)
+        found = []
+        for name in tree.names:
+            if not tree.single and not unpacked_name(name).endswith(_SUFFIXES):
+                continue
+            path = tree.path(name)
+            split = self.settings.splits[0] if tree.single else split_in_path(name)
+            for languages, members in self._languages(path, name):
+                found.append(Found(name, (path,), languages, split, members))
+        return found
+
+    def _languages(self, path: str, name: str) -> list[tuple[tuple[str, str] | None, tuple[str, ...]]]:
+        settings = self.settings
+        records = _sample(path)
+        pairs = translation_pairs(settings, [_translation(settings, record) for record in records])
+        if pairs:
+            return [(pair, pair) for pair in pairs]
+        if settings.src_lang is not None and settings.tgt_lang is not None:
+            return [((settings.src_lang, settings.tgt_lang), ())]
+        columns = settings.columns
+        keys = columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")
+        if not records or any(all(key in record for key in keys) for record in records):
+            return [(None, ())]
+        languages = pair_in_path(path if "/" not in name else name)
+        if languages is None:
+            raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
+        return [(languages, ())]
+
+    def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
+        keep, limit = self.settings.on_error == "keep", self.settings.limit
+        problems = list(shard.lost)
+        cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
+        if not head(cutter, 1).starts.size:
+            yield empty_batch(shard, problems or [f"{printable(shard.files[0])}: it is empty."])
+            return
+        fields = _fields(self.settings, shard)
+        wanted_pairs = self.settings.wanted()
+        while limit is None or cutter.row < limit:
+            wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
+            count = min(wanted, cutter.fill(wanted, max_bytes))
+            if count == 0:
+                break
+            count = fit([cutter.lines(count)], max_bytes)
+            batch = _batch(shard, cutter.lines(count), fields, wanted_pairs, problems)
+            problems.clear()
+            cutter.drop(count)
+            yield batch
+        if problems:
+            yield empty_batch(shard, problems)
+
+
+NO_LANGUAGES = (
+    'Name the file as in en-sw.jsonl, give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the '
+    'languages, as in columns = {src_lang = "from", tgt_lang = "to"}'
+)
+
+
+def _sample(path: str) -> list[dict[str, Any]]:
+    """The records at the head of a file; none where it cannot be read, which reading will meet again and say."""
+    cutter = LineCutter(blocks(path), keep=True, problems=[])
+    lines = head(cutter, 100, 1 << 20)
+    records = []
+    for start, end in zip(lines.starts.tolist(), lines.ends.tolist(), strict=True):
+        record = _parse(lines.data[start:end].tobytes())
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _parse(line: bytes) -> Any:
+    """What a line holds, or None where it is not JSON."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _translation(settings: SourceSettings, record: dict[str, Any]) -> list[str] | None:
+    """The languages of a record's `translation`, or None where it is flat."""
+    if "src" in settings.columns or settings.columns.get("src", "src") in record:
+        return None
+    inner = record.get(str(settings.columns.get("translation", "translation")))
+    return [key for key in inner if is_language(key)] if isinstance(inner, dict) else None
+
+
+def translation_pairs(settings: SourceSettings, languages: list[list[str] | None]) -> list[tuple[str, str]]:
+    """The pairs to read from a `translation`: the two languages that it has, or of many those that are asked for.
+
+    Args:
+        languages: the keys of each record's translation; None for a flat record.
+    """
+    known = list(dict.fromkeys(key for keys in languages if keys for key in keys))
+    pairs = list(itertools.combinations(known, 2))
+    if len(pairs) <= 1:
+        return pairs
+    wanted = settings.wanted()
+    return [pair for pair in pairs if wanted and label(pair, wanted)] or pairs
+
+
+def _fields(settings: SourceSettings, shard: Shard) -> Fields:
+    columns = {field: str(column) for field, column in settings.columns.items()}
+    score = columns.get("score", "score")
+    if shard.members:
+        return Fields(shard.members[0], shard.members[1], None, score, columns.get("translation", "translation"))
+    languages = None
+    if shard.pair is None:
+        languages = (columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang"))
+    return Fields(columns.get("src", "src"), columns.get("tgt", "tgt"), languages, score, None)
+
+
+def _scan(
+    lines: Lines, fields: Fields
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Spans (begin and end) and kinds of first, second, score and the two codes in each line, and which lines the
+    kernel has read."""
+    names = [fields.first, fields.second, fields.score, *(fields.languages or ())]
+    encoded = [(fields.outer or _NO_KEY).encode(), *(name.encode("utf-8", "surrogatepass") for name in names)]
+    ends = np.cumsum([len(name) for name in encoded])
+    levels = np.zeros(len(names), np.int8)
+    levels[:2] = int(fields.outer is not None)
+    n = lines.starts.size
+    begins, finishes = np.empty((n, len(names)), np.int64), np.empty((n, len(names)), np.int64)
+    kinds, sure = np.empty((n, len(names)), np.int8), np.empty(n, np.bool_)
+    packed = np.frombuffer(b"".join(encoded), np.uint8)
+    scan(lines.data, lines.starts, lines.ends, packed, ends, levels, 2, begins, finishes, kinds, sure)
+    required = [0, 1, *range(3, len(names))]
+    sure &= (kinds[:, required] != ABSENT).all(axis=1)
+    return begins, finishes, kinds, sure
+
+
+class _Slow(NamedTuple):
+    """What Python makes of one line; texts and codes are those of a bad line too, as far as they are known."""
+
+    texts: tuple[str, str | None]
+    codes: tuple[str, str]
+    score: float | None
+    verdict: int
+
+
+def _slow(line: bytes, fields: Fields) -> _Slow:
+    """Reads one line with Python."""
+    whole = line.decode("utf-8", "replace")
+    record = _parse(line)
+    if not isinstance(record, dict):
+        return _Slow((whole, None), ("", ""), None, JSON)
+    inner = record if fields.outer is None else record.get(fields.outer)
+    if not isinstance(inner, dict) or fields.first not in inner or fields.second not in inner:
+        return _Slow((whole, None), ("", ""), None, COLUMNS)
+    values = ["" if inner[key] is None else inner[key] for key in (fields.first, fields.second)]
+    if not all(isinstance(value, str) for value in values):
+        return _Slow((whole, None), ("", ""), None, COLUMNS)
+    texts = [value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values]
+    verdict = 0
+    codes = ("", "")
+    if fields.languages is not None:
+        named = [record.get(key) for key in fields.languages]
+        codes = (str(named[0]), str(named[1]))
+        verdict = 0 if all(isinstance(code, str) and is_language(code) for code in named) else LANGUAGE
+    number = record.get(fields.score)
+    score = None
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        try:
+            score = None if math.isnan(number) else float(number)
+        except OverflowError:
+            score = math.inf
+        with np.errstate(over="ignore"):
+            if score is not None and not np.isfinite(np.float32(score)):
+                verdict = verdict or SCORE
+    elif number is not None:
+        verdict = verdict or SCORE
+    if any("\0" in text for text in texts):
+        verdict = NUL
+    if texts != values:
+        verdict = ENCODING
+    return _Slow((texts[0], texts[1]), codes, score, verdict)
+
+
+def _texts(lines: Lines, begins: Any, finishes: Any, kinds: Any) -> tuple[pa.Array[Any], npt.NDArray[np.bool_]]:
+    """Strings without their escapes, and which of them hold NUL."""
+    n = len(begins)
+    begins, finishes, kinds = (np.ascontiguousarray(each) for each in (begins, finishes, kinds))
+    out = np.empty(int((finishes - begins).sum()), np.uint8)
+    places = np.empty(n + 1, np.int64)
+    unescape(lines.data, begins, finishes, kinds, out, places)
+    nul = np.zeros(n, np.bool_)
+    zeros = np.flatnonzero(out[: places[n]] == 0)
+    nul[np.searchsorted(places, zeros, "right") - 1] = True
+    return gather(out, places[:-1], places[1:]), nul
+
+
+def _batch(
+    shard: Shard, lines: Lines, fields: Fields, wanted: tuple[tuple[str, str], ...], problems: list[str]
+) -> RawBatch:
+    n = lines.starts.size
+    verdict = np.zeros(n, np.int8)
+    for i, reason in lines.spoilt.items():
+        verdict[i] = reason
+    check_text(lines.data, lines.starts, lines.ends, verdict)
+    broken = verdict != 0
+    begins, finishes, kinds, sure = _scan(lines, fields)
+    sure &= ~broken
+    slow_rows = np.flatnonzero(~sure & ~broken)
+    slow = [_slow(lines.data[lines.starts[i] : lines.ends[i]].tobytes(), fields) for i in slow_rows.tolist()]
+    begins[~sure], finishes[~sure] = 0, 0
+
+    values, state = numbers(lines.data, begins[:, 2], finishes[:, 2])
+    scores = np.where(state == 0, values, np.nan).astype(np.float32)
+    verdict[sure & (state == 2)] = SCORE
+    sides = []
+    for side in (0, 1):
+        texts, nul = _texts(lines, begins[:, side], finishes[:, side], kinds[:, side])
+        verdict[sure & nul] = NUL
+        sides.append(texts)
+    for i, each in zip(slow_rows.tolist(), slow, strict=True):
+        verdict[i] = each.verdict
+        scores[i] = np.nan if each.score is None or each.verdict == SCORE else each.score
+    sides = [_patch(sides[side], slow_rows, [each.texts[side] for each in slow]) for side in (0, 1)]
+
+    languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
+    swap: npt.NDArray[np.bool_] | None = None
+    if fields.languages is not None:
+        named = []
+        for side in (0, 1):
+            codes, _ = _texts(lines, begins[:, 3 + side], finishes[:, 3 + side], kinds[:, 3 + side])
+            named.append(_patch(codes, slow_rows, [_encodable(each.codes[side]) for each in slow]))
+        sound = pa.array(verdict == 0)
+        labels = row_languages(named[0].filter(sound), named[1].filter(sound), wanted)
+        verdict[verdict == 0] = labels.verdict
+        chosen = pa.array(labels.verdict == 0)
+        languages = (labels.languages[0].filter(chosen), labels.languages[1].filter(chosen))
+        swap = labels.swap[labels.verdict == 0]
+
+    rejects: list[tuple[int, str | None, str | None, int]] = []
+    for i in np.flatnonzero(verdict > 0).tolist():
+        if broken[i]:
+            first, second = decode(lines.data, lines.starts[i], lines.ends[i]), None
+        else:
+            first, second = sides[0][i].as_py(), sides[1][i].as_py()
+        rejects.append((lines.first + i, first, second, int(verdict[i])))
+    rows = np.arange(lines.first, lines.first + n)
+    if verdict.any():
+        good = verdict == 0
+        mask = pa.array(good)
+        rows, scores, sides = rows[good], scores[good], [side.filter(mask) for side in sides]
+    score = pa.array(scores, mask=np.isnan(scores))
+    return make_batch(
+        shard,
+        rows,
+        sides[0],
+        sides[1],
+        score=score,
+        languages=languages,
+        swap=swap,
+        rejects=rejects,
+        problems=problems,
+    )
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _patch(column: pa.Array[Any], rows: npt.NDArray[np.int64], texts: list[str | None]) -> pa.Array[Any]:
+    """The column with other texts in some rows."""
+    if not rows.size:
+        return column
+    take = np.arange(len(column))
+    take[rows] = len(column) + np.arange(rows.size)
+    return pa.concat_arrays([column, pa.array(texts, column.type)]).take(pa.array(take))

@@ -1,0 +1,40 @@
+"""Parquet files, flat or with a struct column `translation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from corpusprep.errors import InputError
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, split_in_path
+from corpusprep.sources.columnar import languages_of, open_parquet, read_parquet
+from corpusprep.sources.files import find, open_binary, printable
+
+
+class ParquetSource(Source):
+    """`.parquet` files."""
+
+    def _find(self) -> list[Found]:
+        tree = find(self.settings.path)
+        found = []
+        for name in tree.names:
+            if not tree.single and not name.endswith((".parquet", ".pq")):
+                continue
+            path = tree.path(name)
+            split = self.settings.splits[0] if tree.single else split_in_path(name)
+            file = printable(path)
+            try:
+                with open_binary(path) as stream:
+                    schema = open_parquet(stream, file).schema_arrow
+            except InputError as error:
+                if self.settings.on_error == "stop":
+                    raise
+                lost = (f"{error.file}: {error.problem}.",)
+                found.append(Found(name, (), None, split, lost=lost))
+                continue
+            where = path if "/" not in name else name
+            for languages, members in languages_of(schema, self.settings, file, where):
+                found.append(Found(name, (path,), languages, split, members))
+        return found
+
+    def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
+        return read_parquet(self.settings, shard, max_rows, max_bytes)

@@ -1,0 +1,159 @@
+"""A run's folder of parts: each is written aside, then renamed into place under a key made of all it depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpusprep.errors import RunError
+
+_PACKAGE = Path(__file__).parent
+
+
+def digest(*parts: Any) -> str:
+    """A key of 20 hex digits made of any JSON values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_version(*stages: str) -> str:
+    """A digest of the source text that the named stages run: their own modules and what all stages share.
+
+    A changed line of code redoes the parts that it made, without anybody having to raise a number.
+    """
+    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "stages/_languages.py"]
+    files = [_PACKAGE / name for name in shared]
+    for stage in stages:
+        folder = _PACKAGE / "stages" if stage != "sources" else _PACKAGE / "sources"
+        pattern = ["*.py"] if stage == "sources" else [f"{stage}.py", f"_{stage}_*.py"]
+        files += sorted(path for glob in pattern for path in folder.glob(glob))
+    state = hashlib.sha256()
+    for path in files:
+        if path.exists():
+            state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return state.hexdigest()[:20]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what the output's bytes are."""
+    names = ("corpusprep", "ftfy", "numba", "numpy", "polars", "pyarrow", "tokenizers")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return found | {"unicode": unicodedata.unidata_version}
+
+
+def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """Parquet with zstd; the same rows give the same bytes."""
+    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=1 << 17)
+
+
+class Store:
+    """The folder `DIR/parts`: `parts/KIND/NAME.KEY`, a file or a folder.
+
+    Only whole parts bear a key's name; what is being written lies in `parts/tmp`, which a new holder of the
+    folder's lock empties.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used: set[Path] = set()
+
+    def path(self, kind: str, name: str, key: str) -> Path:
+        """Where a part lies or will lie; asking for it marks it as used by this run."""
+        path = self.folder / kind / f"{name}.{key}"
+        self.used.add(path)
+        return path
+
+    def scratch(self, suffix: str = "") -> Path:
+        """A new path in `parts/tmp`."""
+        folder = self.folder / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{os.getpid()}-{secrets.token_hex(6)}{suffix}"
+
+    def put(self, scratch: Path, path: Path) -> None:
+        """Renames a finished file or folder into place; one that is there already stays, being the same."""
+        commit(scratch, path)
+
+    def begin(self) -> None:
+        """Empties `parts/tmp` of what an interrupted run left."""
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def forget(self, kinds: tuple[str, ...]) -> None:
+        """Removes all parts of some kinds, so that they are made again."""
+        for kind in kinds:
+            shutil.rmtree(self.folder / kind, ignore_errors=True)
+
+    def prune(self) -> None:
+        """Removes every part that this run did not use."""
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        for kind in self.folder.iterdir():
+            if not kind.is_dir():
+                continue
+            for path in kind.iterdir():
+                if path not in self.used:
+                    remove(path)
+            with contextlib.suppress(OSError):
+                kind.rmdir()
+
+
+def commit(scratch: Path, path: Path) -> None:
+    """Renames a finished file or folder into place and makes it durable."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(scratch, path)
+    except OSError:
+        if not path.exists():
+            raise
+        remove(scratch)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the kernel lets go when the process ends, however it does.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}). Choose another folder with --out.") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder}: another corpusprep process is at work in this folder. Wait for it, or choose another --out."
+            ) from None
+        yield

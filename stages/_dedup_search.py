@@ -1,0 +1,440 @@
+"""Greedy near-duplicate decisions over 64-bit fingerprints: exact, and close to the cost of sorting them.
+
+A row is dropped only if it lies within the distance of an earlier row that is kept. The way there:
+
+1. Equal fingerprints are collapsed, so that boilerplate costs a look-up a row.
+2. Two fingerprints within distance d agree on at least k - d of k blocks of bits (Manku et al., "Detecting
+   near-duplicates for web crawling", WWW 2007). For each choice of k - d blocks, a table, the rows are dealt into
+   buckets by the bits of these blocks, and the pairs in a bucket are compared: this gives the edges of the graph of
+   near rows. k is chosen on a sample, so that buckets are small and tables few.
+3. Rows are visited in order; a row that has an edge to a kept row is dropped.
+
+A bucket that is large, or dense with edges, is not compared pairwise: it is marked, and consulted in step 3, where a
+row is compared with those rows of it that were kept. Kept rows are further than d from each other, so they are few
+where rows are dense, and neither time nor memory blows up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba.extending import intrinsic
+
+from corpusprep.arrow import U64, mix64
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+_SCRATCH = 1 << 24  # rows dealt into buckets at a time; 12 bytes each
+_LARGE = 1024  # rows of a bucket that is never compared pairwise
+_DENSE = 16  # rows from which on a bucket may be marked for its edges
+_EDGES = 4  # edges a row of a dense bucket
+_NONE = np.iinfo(np.int32).max
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def popcount(typing: Any, value: Any) -> Any:
+    """Number of set bits of a uint64: one instruction."""
+    from numba import types
+
+    return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+def blocks(k: int) -> list[tuple[int, int]]:
+    """The (lowest bit, width) of k blocks that share out 64 bits."""
+    edges = [64 * i // k for i in range(k + 1)]
+    return [(a, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def choose_blocks(fingerprints: U64, distance: int) -> int:
+    """The number of blocks that makes the search cheapest, judged by the buckets of a sample."""
+    n = fingerprints.size
+    sample = fingerprints[:: max(1, n // 50_000)]
+    best, best_cost = distance + 1, np.inf
+    for k in range(distance + 1, distance + 5):
+        tables = list(itertools.combinations(range(k), k - distance))
+        if len(tables) > 512:
+            break
+        # Compared pairs a row: of some tables, by the sample's collisions.
+        compared, looked = 0.0, tables[:: max(1, len(tables) // 8)]
+        for chosen in looked:
+            mask = _mask(k, chosen)
+            counts = np.unique(sample & mask, return_counts=True)[1].astype(np.float64)
+            seen = float((counts * (counts - 1)).sum()) / max(1, sample.size) / max(1, sample.size)
+            floor = 0.5 ** int(mask).bit_count()
+            compared += min(max(seen, floor) * n / 2, 4 * _LARGE)
+        cost = len(tables) * (45 + compared / len(looked))
+        if cost < best_cost:
+            best, best_cost = k, cost
+    return best
+
+
+def _mask(k: int, chosen: tuple[int, ...]) -> np.uint64:
+    parts = blocks(k)
+    return np.uint64(sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen))
+
+
+@numba.njit(cache=True, nogil=True)
+def _key(value: np.uint64, lows: U64, widths: U64) -> np.uint64:
+    """The chosen blocks' bits, side by side."""
+    key = np.uint64(0)
+    for b in range(lows.size):
+        key = key << widths[b] | ((value >> lows[b]) & ((np.uint64(1) << widths[b]) - np.uint64(1)))
+    return key
+
+
+@numba.njit(cache=True, nogil=True)
+def collapse(fingerprints: U64, first: I32) -> int:
+    """Writes to `first` (int32, (n,)) the index of the first row with the same fingerprint; returns how many are first.
+
+    Rows are dealt, in order, into parts by a hash of the fingerprint; each part has a hash table that fits the cache.
+    """
+    n = fingerprints.size
+    bits = 0
+    while n >> bits > 16384 and bits < 14:
+        bits += 1
+    down = np.uint64(64 - bits)
+    starts = np.zeros((1 << bits) + 1, np.int64)
+    if bits:
+        for i in range(n):
+            starts[np.int64(mix64(fingerprints[i]) >> down) + 1] += 1
+    else:
+        starts[1] = n
+    largest = starts.max()
+    for p in range(1 << bits):
+        starts[p + 1] += starts[p]
+    rows = np.empty(n, np.int32)
+    if bits:
+        ends = starts[:-1].copy()
+        for i in range(n):
+            p = np.int64(mix64(fingerprints[i]) >> down)
+            rows[ends[p]] = i
+            ends[p] += 1
+    else:
+        for i in range(n):
+            rows[i] = i
+    size = 2
+    while size < 2 * largest:
+        size *= 2
+    keys, owner = np.empty(size, np.uint64), np.empty(size, np.int32)
+    distinct = 0
+    for p in range(1 << bits):
+        low, high = starts[p], starts[p + 1]
+        size = 2
+        while size < 2 * (high - low):
+            size *= 2
+        owner[:size] = -1
+        for place in range(low, high):
+            row = rows[place]
+            value = fingerprints[row]
+            slot = np.int64(mix64(value) & np.uint64(size - 1))
+            while owner[slot] >= 0 and keys[slot] != value:
+                slot = (slot + 1) & (size - 1)
+            if owner[slot] < 0:
+                owner[slot], keys[slot] = row, value
+                distinct += 1
+            first[row] = owner[slot]
+    return distinct
+
+
+@numba.njit(cache=True, nogil=True)
+def _histogram(values: U64, lows: U64, widths: U64, shift: np.uint64, counts: I64) -> None:
+    for i in range(values.size):
+        counts[np.int64(_key(values[i], lows, widths) >> shift)] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _search(
+    values: U64, lows: U64, widths: U64, key_bits: int, coarse: int, fine: int, counts: I64, first: int, last: int,
+    masks: U64, table: int, distance: int,
+) -> tuple[I32, I32, U64, I32]:  # fmt: skip
+    """Compares the rows of one table whose key starts with `first` to `last - 1`.
+
+    Args:
+        values: fingerprints in rank order.
+        lows, widths: the table's blocks.
+        key_bits: the sum of the widths.
+        coarse, fine: leading bits of the key that part the rows, first roughly and then within a part.
+        counts: rows by the `coarse` leading bits of their key.
+        masks: the bits that each table up to this one looks at.
+
+    Returns:
+        Edges (earlier, later) as two int32 arrays, the prefixes of the buckets that were marked, and the number of
+        rows of each of these.
+    """
+    total = 0
+    largest = 0
+    for p in range(first, last):
+        total += counts[p]
+        largest = max(largest, counts[p])
+    part_values, part_rows = np.empty(total, np.uint64), np.empty(total, np.int32)
+    starts = np.zeros(last - first + 1, np.int64)
+    for p in range(first, last):
+        starts[p - first + 1] = starts[p - first] + counts[p]
+    ends = starts[:-1].copy()
+    shift = np.uint64(key_bits - coarse)
+    for i in range(values.size):
+        p = np.int64(_key(values[i], lows, widths) >> shift)
+        if first <= p < last:
+            place = ends[p - first]
+            part_values[place], part_rows[place] = values[i], i
+            ends[p - first] += 1
+
+    left, right = np.empty(1024, np.int32), np.empty(1024, np.int32)
+    edges = 0
+    marked, marked_rows = np.empty(64, np.uint64), np.empty(64, np.int32)
+    marks = 0
+    near = np.uint64(distance)
+    low_shift = np.uint64(key_bits - coarse - fine)
+    low_mask = np.uint64((1 << fine) - 1)
+    sorted_values, sorted_rows = np.empty(largest, np.uint64), np.empty(largest, np.int32)
+    bucket = np.empty((1 << fine) + 2, np.int64)
+    for p in range(last - first):
+        begin, end = starts[p], starts[p + 1]
+        if end - begin < 2:
+            continue
+        bucket[:] = 0
+        for i in range(begin, end):
+            bucket[np.int64((_key(part_values[i], lows, widths) >> low_shift) & low_mask) + 2] += 1
+        for q in range(2, bucket.size):
+            bucket[q] += bucket[q - 1]
+        for i in range(begin, end):
+            q = np.int64((_key(part_values[i], lows, widths) >> low_shift) & low_mask) + 1
+            sorted_values[bucket[q]], sorted_rows[bucket[q]] = part_values[i], part_rows[i]
+            bucket[q] += 1
+        for q in range(1 << fine):
+            low, high = bucket[q], bucket[q + 1]
+            size = high - low
+            if size < 2:
+                continue
+            before = edges
+            limit = before + _EDGES * size if size >= _DENSE else np.int64(1 << 62)
+            mark = size > _LARGE
+            i = low
+            while i < high and not mark:
+                value = sorted_values[i]
+                for j in range(i + 1, high):
+                    differ = value ^ sorted_values[j]
+                    if popcount(differ) <= near:
+                        known = False  # an earlier table sees this pair too
+                        for earlier in range(table):
+                            if differ & masks[earlier] == 0:
+                                known = True
+                                break
+                        if known or differ & masks[table] != 0:
+                            continue
+                        if edges == left.size:
+                            more_left, more_right = np.empty(2 * edges, np.int32), np.empty(2 * edges, np.int32)
+                            more_left[:edges], more_right[:edges] = left, right
+                            left, right = more_left, more_right
+                        left[edges], right[edges] = sorted_rows[i], sorted_rows[j]
+                        edges += 1
+                mark = edges > limit
+                i += 1
+            if mark:
+                edges = before
+                if marks == marked.size:
+                    more_marked, more_rows = np.empty(2 * marks, np.uint64), np.empty(2 * marks, np.int32)
+                    more_marked[:marks], more_rows[:marks] = marked, marked_rows
+                    marked, marked_rows = more_marked, more_rows
+                marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
+                marked_rows[marks] = size
+                marks += 1
+    return left[:edges].copy(), right[:edges].copy(), marked[:marks].copy(), marked_rows[:marks].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _by_later(n: int, left: I32, right: I32, starts: I64, earlier: I32) -> None:
+    """The edges as lists: `earlier[starts[j]:starts[j + 1]]` are the earlier ends of the edges of row j."""
+    for e in range(right.size):
+        starts[right[e] + 2] += 1
+    for j in range(2, n + 2):
+        starts[j] += starts[j - 1]
+    for e in range(right.size):
+        j = right[e] + 1
+        earlier[starts[j]] = left[e]
+        starts[j] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _greedy(
+    values: U64, starts: I64, earlier: I32, lows: U64, widths: U64, shifts: U64, marked: U64, marked_start: I64,
+    distance: int, keeper: I32,
+) -> None:  # fmt: skip
+    """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
+
+    Args:
+        values: distinct fingerprints in rank order.
+        starts, earlier: the edges, from `_by_later`.
+        lows, widths: (tables, blocks a table), the blocks of every table.
+        shifts: by table, what cuts a key to a bucket's prefix.
+        marked: the marked buckets' prefixes, sorted by table, then prefix; `marked_start` says where each table's start.
+        keeper: int32 (n,), written.
+    """
+    tables = lows.shape[0]
+    near = np.uint64(distance)
+    # The kept rows of the marked buckets: a chain of blocks of eight a bucket, in one pool.
+    head, tail, fill = np.full(marked.size, -1, np.int64), np.full(marked.size, -1, np.int64), np.zeros(marked.size, np.int64)
+    pool_values, pool_rows, pool_next = np.empty(8 * 256, np.uint64), np.empty(8 * 256, np.int32), np.full(256, -1, np.int64)
+    used = 0
+    place = np.empty(tables, np.int64)
+    for row in range(values.size):
+        best = _NONE
+        for e in range(starts[row], starts[row + 1]):
+            other = earlier[e]
+            if other < best and keeper[other] == other:
+                best = other
+        if marked.size:
+            value = values[row]
+            for t in range(tables):
+                place[t] = -1
+                low, high = marked_start[t], marked_start[t + 1]
+                if low == high:
+                    continue
+                prefix = _key(value, lows[t], widths[t]) >> shifts[t]
+                at = low + np.searchsorted(marked[low:high], prefix)
+                if at == high or marked[at] != prefix:
+                    continue
+                place[t] = at
+                block = head[at]
+                while block >= 0:
+                    stop = 8 * block + (8 if pool_next[block] >= 0 else fill[at])
+                    hit = _NONE
+                    for i in range(8 * block, stop):
+                        if popcount(pool_values[i] ^ value) <= near:
+                            hit = pool_rows[i]
+                            break
+                    if hit != _NONE:
+                        best = min(best, hit)
+                        break
+                    block = pool_next[block]
+            if best == _NONE:
+                for t in range(tables):
+                    at = place[t]
+                    if at < 0:
+                        continue
+                    if tail[at] < 0 or fill[at] == 8:
+                        if used == pool_next.size:
+                            new_values, new_rows = np.empty(16 * used, np.uint64), np.empty(16 * used, np.int32)
+                            new_next = np.full(2 * used, -1, np.int64)
+                            new_values[: 8 * used], new_rows[: 8 * used], new_next[:used] = pool_values, pool_rows, pool_next
+                            pool_values, pool_rows, pool_next = new_values, new_rows, new_next
+                        if tail[at] < 0:
+                            head[at] = used
+                        else:
+                            pool_next[tail[at]] = used
+                        tail[at], fill[at] = used, 0
+                        used += 1
+                    i = 8 * tail[at] + fill[at]
+                    pool_values[i], pool_rows[i] = value, row
+                    fill[at] += 1
+        keeper[row] = row if best == _NONE else best
+
+
+def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
+    """The keeper of every row: itself, or the earliest kept row within the distance, shape (n,).
+
+    Args:
+        values: n < 2**31 distinct fingerprints in rank order.
+        distance: bits in which near rows may differ, 0 to 8.
+        threads: how many to use; the result does not depend on it.
+        k: the number of blocks, if it is not to be chosen here.
+    """
+    n = values.size
+    if distance == 0 or n < 2:
+        return np.arange(n, dtype=np.int32)
+    k = k or choose_blocks(values, distance)
+    parts = blocks(k)
+    chosen = list(itertools.combinations(range(k), k - distance))
+    masks = np.array([_mask(k, table) for table in chosen], np.uint64)
+    lows = np.array([[parts[b][0] for b in table] for table in chosen], np.uint64)
+    widths = np.array([[parts[b][1] for b in table] for table in chosen], np.uint64)
+    wanted = max(1, n.bit_length())
+    shifts = np.empty(len(chosen), np.uint64)
+    scratch = max(1 << 16, _SCRATCH // max(1, threads))
+
+    def one(job: tuple[int, int, int, int, int, int, I64]) -> tuple[I32, I32, U64, I32]:
+        t, key_bits, coarse, fine, first, last, counts = job
+        return _search(values, lows[t], widths[t], key_bits, coarse, fine, counts, first, last, masks, t, distance)
+
+    def layout(t: int) -> list[tuple[int, int, int, int, int, int, I64]]:
+        key_bits = int(widths[t].sum())
+        bits = min(key_bits, wanted)
+        coarse = max(0, min(11, bits - 11)) if bits <= 22 else bits - 12
+        fine = bits - coarse
+        shifts[t] = key_bits - bits
+        counts = np.zeros(1 << coarse, np.int64)
+        _histogram(values, lows[t], widths[t], np.uint64(key_bits - coarse), counts)
+        jobs, first = [], 0
+        total = np.cumsum(counts)
+        while first < counts.size:
+            base = total[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(total, base + scratch, side="right")))
+            jobs.append((t, key_bits, coarse, fine, first, last, counts))
+            first = last
+        return jobs
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [job for jobs in pool.map(layout, range(len(chosen))) for job in jobs]
+            found = list(pool.map(one, jobs))
+    else:
+        jobs = [job for t in range(len(chosen)) for job in layout(t)]
+        found = [one(job) for job in jobs]
+    left = np.concatenate([edges[0] for edges in found])
+    right = np.concatenate([edges[1] for edges in found])
+    marked = np.concatenate([edges[2] for edges in found])  # ascending within a table, as the jobs are
+    sizes = np.zeros(len(chosen) + 1, np.int64)
+    for job, edges in zip(jobs, found, strict=True):
+        sizes[job[0] + 1] += edges[2].size
+    del found
+    starts, earlier = np.zeros(n + 2, np.int64), np.empty(left.size, np.int32)
+    _by_later(n, left, right, starts, earlier)
+    keeper = np.empty(n, np.int32)
+    _greedy(values, starts, earlier, lows, widths, shifts, marked, np.cumsum(sizes), distance, keeper)
+    return keeper
+
+
+@numba.njit(cache=True, nogil=True)
+def _verdicts(
+    text_hash: U64, first: I32, place: I32, rows: I32, keepers: I32, exact: bool, near: bool, verdict: npt.NDArray[np.uint8], keeper: I64
+) -> None:
+    """From the keepers of distinct fingerprints to a verdict a row; see `decide`."""
+    for row in range(first.size):
+        lead = first[row]
+        kept = np.int64(rows[keepers[place[lead]]])
+        keeper[row] = kept
+        if kept == row:
+            verdict[row] = 0
+        elif exact and text_hash[row] == text_hash[kept]:
+            verdict[row] = 1
+        else:
+            verdict[row] = 2
+
+
+def decide(
+    fingerprint: U64, text_hash: U64, distance: int, exact: bool, near: bool, threads: int = 1
+) -> tuple[npt.NDArray[np.uint8], I64]:
+    """Verdicts and keepers of rows in rank order; see `corpusprep.stages.dedup.decide`."""
+    n = fingerprint.size
+    verdict, keeper = np.zeros(n, np.uint8), np.arange(n, dtype=np.int64)
+    if n < 2 or not (exact or near):
+        return verdict, keeper
+    first = np.empty(n, np.int32)
+    if not near:
+        collapse(text_hash, first)
+        keeper[:] = first
+        verdict[:] = keeper != np.arange(n)
+        return verdict, keeper
+    collapse(fingerprint, first)
+    rows = np.flatnonzero(first == np.arange(n, dtype=np.int32)).astype(np.int32)
+    place = np.empty(n, np.int32)
+    place[rows] = np.arange(rows.size, dtype=np.int32)
+    keepers = greedy(fingerprint[rows], distance, threads)
+    _verdicts(text_hash, first, place, rows, keepers, exact, near, verdict, keeper)
+    return verdict, keeper

@@ -1,0 +1,432 @@
+"""The normalised form of a text, its 64-bit SimHash and its exact hash, in kernels on Arrow buffers.
+
+The normalised form is NFKC, case folded, without punctuation, symbols, white space and format characters, composed
+again (NFC): two texts that differ in these alone have the same one. Digits, letters, marks and unassigned or
+private characters stay. A text of which nothing would stay is its own normalised form. Each character is folded on
+its own (which differs from Unicode's NFKC_Casefold of a whole text only in the order of a combining iota, U+0345,
+among other marks) and the results are composed as NFC says, with marks in canonical order. The tables come from
+Python's `unicodedata`, whose version of Unicode is `UNICODE`.
+
+SimHash: Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002; for near-duplicates in
+Manku et al., "Detecting near-duplicates for web crawling", WWW 2007.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import unicodedata
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from corpusprep.arrow import U64, mix64
+
+UNICODE = unicodedata.unidata_version
+
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+
+_DROP = 0  # U+0000 is dropped itself, so 0 is free to say so
+_COMBINES = 1 << 30  # the character may reorder or compose with what stands before it
+_SEQUENCE = 1 << 29  # the low bits are a place in `sequences`
+_LOW = (1 << 29) - 1
+# Nothing here folds to anything but itself; looping over it would triple the time to build the tables.
+_PLAIN = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xAC00, 0xD7A4), (0xD800, 0xF900), (0x17000, 0x18D09), (0x20000, 0x2F800), (0x2FA1E, 0xE0000))
+_IGNORABLE = frozenset([0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+
+SOURCE, TARGET = 1, 2  # start each feature's hash: one feature for each side
+_BASE = 0x9E3779B97F4A7C15 | 1
+_MASK = (1 << 64) - 1
+
+
+class Tables(NamedTuple):
+    """What a kernel needs to normalise.
+
+    Attributes:
+        fold: int32[0x110000]; what becomes of a code point: 0 nothing, else the folded code point, or a place in
+            `sequences`, with the flag `_COMBINES` where composition must be looked at.
+        sequences: int32; at a place, the length, then the folded code points.
+        ccc: uint8[0x110000]; canonical combining classes.
+        pairs: int64 (m,), sorted; first << 32 | second of every canonical composition.
+        composed: int32 (m,); what each pair composes to.
+        parts: int64 (m,); the pairs ordered by what they compose to, and
+        whole: int32 (m,), sorted; that.
+    """
+
+    fold: I32
+    sequences: I32
+    ccc: npt.NDArray[np.uint8]
+    pairs: npt.NDArray[np.int64]
+    composed: I32
+    parts: npt.NDArray[np.int64]
+    whole: I32
+
+
+def fold_character(character: str) -> str:
+    """The folded form of one character, empty where it is dropped."""
+    text = character
+    while True:
+        step = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        if step == text:
+            break
+        text = step
+    return "".join(c for c in text if unicodedata.category(c)[0] not in "PSZ" and unicodedata.category(c) not in ("Cc", "Cf") and ord(c) not in _IGNORABLE)
+
+
+def normalise(text: str) -> str:
+    """The normalised form of a text: what the kernels compute, in plain Python, for checks and single texts."""
+    return unicodedata.normalize("NFC", "".join(map(fold_character, text))) or text
+
+
+@functools.cache
+def tables() -> Tables:
+    """The tables, built once a process (0.3 s)."""
+    fold = np.arange(sys.maxunicode + 1, dtype=np.int32)
+    ccc = np.zeros(fold.size, np.uint8)
+    sequences: list[int] = [0]
+    pairs: list[tuple[int, int]] = []
+    seconds: set[int] = set()
+    ranges, start = [], 0
+    for a, b in _PLAIN:
+        ranges.append(range(start, a))
+        start = b
+    ranges.append(range(start, 0xE1000))
+    for block in ranges:
+        for code in block:
+            character = chr(code)
+            folded = fold_character(character)
+            if folded != character:
+                if len(folded) < 2:
+                    fold[code] = ord(folded) if folded else _DROP
+                else:
+                    fold[code] = _SEQUENCE | len(sequences)
+                    sequences += [len(folded), *map(ord, folded)]
+            ccc[code] = unicodedata.combining(character)
+            parts = unicodedata.decomposition(character)
+            if parts and parts[0] != "<" and " " in parts and unicodedata.normalize("NFC", character) == character:
+                first, second = (int(part, 16) for part in parts.split())
+                pairs.append((first << 32 | second, code))
+                seconds.add(second)
+    # Excluded compositions (as Bengali yya with its dot) fold to their parts, so that no table of them is needed.
+    combines = ccc > 0
+    combines[list(seconds)] = True
+    combines[0x1161:0x1176] = combines[0x11A8:0x11C3] = True  # the vowels and finals of Hangul
+    for code in np.flatnonzero(fold != np.arange(fold.size)):
+        value = int(fold[code])
+        if value & _SEQUENCE:
+            place = value & _LOW
+            if any(combines[c] for c in sequences[place + 1 : place + 1 + sequences[place]]):
+                fold[code] |= _COMBINES
+        elif value and combines[value]:
+            fold[code] |= _COMBINES
+    same = np.flatnonzero(combines & (fold == np.arange(fold.size)))
+    fold[same] |= _COMBINES
+    pairs.sort()
+    keys = np.array([key for key, _ in pairs], np.int64)
+    composed = np.array([code for _, code in pairs], np.int32)
+    order = np.argsort(composed)
+    return Tables(fold, np.array(sequences, np.int32), ccc, keys, composed, keys[order], composed[order])
+
+
+@numba.njit(cache=True, nogil=True)
+def _compose(first: int, second: int, t: Tables) -> int:
+    """What two characters compose to, or 0."""
+    if 0x1100 <= first < 0x1113 and 0x1161 <= second < 0x1176:
+        return 0xAC00 + ((first - 0x1100) * 21 + (second - 0x1161)) * 28
+    if 0xAC00 <= first < 0xD7A4 and (first - 0xAC00) % 28 == 0 and 0x11A8 <= second < 0x11C3:
+        return first + second - 0x11A7
+    key = np.int64(first) << 32 | np.int64(second)
+    at = np.searchsorted(t.pairs, key)
+    if at < t.pairs.size and t.pairs[at] == key:
+        return np.int64(t.composed[at])
+    return 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _push(out: U32, size: int, code: int, t: Tables) -> int:
+    """Appends a character that may combine to `out[:size]`, a text in NFC, so that it is in NFC again; the new size."""
+    start = size - 1
+    while start > 0 and t.ccc[out[start]] != 0:
+        start -= 1
+    if start < 0:
+        out[0] = code
+        return 1
+    rank = t.ccc[code]
+    if rank == 0:  # composes with the character right before it or not at all
+        made = _compose(np.int64(out[size - 1]), code, t) if start == size - 1 else 0
+        if made:
+            out[size - 1] = made
+            return size
+        out[size] = code
+        return size + 1
+    # Take the cluster apart, put the mark in its place, and compose again.
+    tail = np.empty(4 * (size - start) + 4, np.int64)
+    n = 0
+    for i in range(start, size):
+        whole = np.int64(out[i])
+        stack = np.empty(8, np.int64)
+        depth = 0
+        while True:
+            at = np.searchsorted(t.whole, whole)
+            if at < t.whole.size and t.whole[at] == whole:
+                stack[depth] = t.parts[at] & 0xFFFFFFFF
+                depth += 1
+                whole = t.parts[at] >> 32
+            else:
+                break
+        tail[n] = whole
+        n += 1
+        while depth > 0:
+            depth -= 1
+            tail[n] = stack[depth]
+            n += 1
+    tail[n] = code
+    n += 1
+    for i in range(1, n):  # insertion sort by class, stable; starters are walls
+        j = i
+        moving = tail[i]
+        rank = t.ccc[moving]
+        while rank != 0 and j > 0 and t.ccc[tail[j - 1]] > rank:
+            tail[j] = tail[j - 1]
+            j -= 1
+        tail[j] = moving
+    base = start
+    out[start] = tail[0]
+    size = start + 1
+    last = -1 if t.ccc[tail[0]] == 0 else 256
+    for i in range(1, n):
+        rank = np.int64(t.ccc[tail[i]])
+        made = 0
+        if last < rank:
+            made = _compose(np.int64(out[base]), tail[i], t)
+        if made:
+            out[base] = made
+        else:
+            out[size] = tail[i]
+            size += 1
+            last = rank
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def fold_text(data: npt.NDArray[np.uint8], start: int, end: int, t: Tables, out: U32) -> int:
+    """Writes the normalised form of the UTF-8 text `data[start:end]` to `out` and returns its length.
+
+    `out` must hold 6 code points a byte, which is what the worst ligature needs.
+    """
+    size = 0
+    i = start
+    while i < end:
+        byte = np.int64(data[i])
+        if byte < 0x80:
+            folded = t.fold[byte]
+            i += 1
+            if folded:
+                out[size] = folded
+                size += 1
+            continue
+        code = np.int64(0xFFFD)
+        if byte >= 0xF0:
+            if i + 3 < end:
+                code = (byte & 7) << 18 | np.int64(data[i + 1] & 63) << 12 | np.int64(data[i + 2] & 63) << 6 | np.int64(data[i + 3] & 63)
+            i += 4
+        elif byte >= 0xE0:
+            if i + 2 < end:
+                code = (byte & 15) << 12 | np.int64(data[i + 1] & 63) << 6 | np.int64(data[i + 2] & 63)
+            i += 3
+        else:
+            if i + 1 < end:
+                code = (byte & 31) << 6 | np.int64(data[i + 1] & 63)
+            i += 2
+        folded = t.fold[code] if code < 0x110000 else 0
+        if folded < _SEQUENCE:
+            if folded:
+                out[size] = folded
+                size += 1
+            continue
+        first = 0
+        count = 1
+        if folded & _SEQUENCE:
+            first = (folded & _LOW) + 1
+            count = np.int64(t.sequences[first - 1])
+        for k in range(count):
+            piece = np.int64(t.sequences[first + k]) if folded & _SEQUENCE else np.int64(folded & _LOW)
+            if folded & _COMBINES:
+                flagged = np.int64(t.fold[piece])
+                if flagged & _COMBINES:
+                    size = _push(out, size, piece, t)
+                    continue
+            out[size] = piece
+            size += 1
+    if size == 0:  # nothing but symbols: the text itself
+        i = start
+        while i < end:
+            byte = np.int64(data[i])
+            if byte < 0x80:
+                out[size] = byte
+                i += 1
+            elif byte >= 0xF0 and i + 3 < end:
+                out[size] = (byte & 7) << 18 | np.int64(data[i + 1] & 63) << 12 | np.int64(data[i + 2] & 63) << 6 | np.int64(data[i + 3] & 63)
+                i += 4
+            elif byte >= 0xE0 and i + 2 < end:
+                out[size] = (byte & 15) << 12 | np.int64(data[i + 1] & 63) << 6 | np.int64(data[i + 2] & 63)
+                i += 3
+            elif i + 1 < end:
+                out[size] = (byte & 31) << 6 | np.int64(data[i + 1] & 63)
+                i += 2
+            else:
+                out[size] = 0xFFFD
+                i += 1
+            size += 1
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def hash_codes(codes: U32, size: int, seed: int) -> np.uint64:
+    """Exact 64-bit hash of `codes[:size]`."""
+    state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
+    i = 0
+    while i + 1 < size:
+        state = mix64(state ^ (np.uint64(codes[i]) | np.uint64(codes[i + 1]) << np.uint64(32))) + np.uint64(_BASE)
+        i += 2
+    if i < size:
+        state = mix64(state ^ np.uint64(codes[i])) + np.uint64(_BASE)
+    return state
+
+
+def feature_hash(marker: int, feature: str) -> int:
+    """The hash of one feature (a character n-gram of the side that `marker` names), in plain Python."""
+    value = marker
+    for character in feature:
+        value = (value * _BASE + ord(character)) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def gram(codes: U32, i: int, n: int, marker: int) -> np.uint64:
+    value = np.uint64(marker)
+    for k in range(n):
+        value = value * np.uint64(_BASE) + np.uint64(codes[i + k])
+    return mix64(value)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(planes: U64, level: int, bits: np.uint64) -> None:
+    """Adds 2**level to the counters of the set bits. Counter b is spread over bit b of all planes."""
+    while bits != 0:
+        carry = planes[level] & bits
+        planes[level] ^= bits
+        bits = carry
+        level += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def add_features(codes: U32, size: int, n: int, marker: int, planes: U64) -> int:
+    """Counts the features of one text: its character n-grams, or the whole text where it is shorter than n.
+
+    The 64 counters are kept as bit planes, so that one feature costs a few operations on whole words: three planes
+    are fed by carry-save adders from eight features at a time, the rest by carries.
+
+    Args:
+        codes: the normalised text in `codes[:size]`.
+        n: characters of a feature.
+        marker: says which side the text is.
+        planes: uint64[40], the counters, added to.
+
+    Returns:
+        The number of features.
+    """
+    if size == 0:
+        return 0
+    if size < n:
+        n = size
+    count = size - n + 1
+    ones, twos, fours = planes[0], planes[1], planes[2]
+    i = 0
+    while i + 8 <= count:
+        a, b = gram(codes, i, n, marker), gram(codes, i + 1, n, marker)
+        u = ones ^ a
+        twos_a = (ones & a) | (u & b)
+        ones = u ^ b
+        a, b = gram(codes, i + 2, n, marker), gram(codes, i + 3, n, marker)
+        u = ones ^ a
+        twos_b = (ones & a) | (u & b)
+        ones = u ^ b
+        u = twos ^ twos_a
+        fours_a = (twos & twos_a) | (u & twos_b)
+        twos = u ^ twos_b
+        a, b = gram(codes, i + 4, n, marker), gram(codes, i + 5, n, marker)
+        u = ones ^ a
+        twos_a = (ones & a) | (u & b)
+        ones = u ^ b
+        a, b = gram(codes, i + 6, n, marker), gram(codes, i + 7, n, marker)
+        u = ones ^ a
+        twos_b = (ones & a) | (u & b)
+        ones = u ^ b
+        u = twos ^ twos_a
+        fours_b = (twos & twos_a) | (u & twos_b)
+        twos = u ^ twos_b
+        u = fours ^ fours_a
+        eights = (fours & fours_a) | (u & fours_b)
+        fours = u ^ fours_b
+        _add(planes, 3, eights)
+        i += 8
+    planes[0], planes[1], planes[2] = ones, twos, fours
+    while i < count:
+        _add(planes, 0, gram(codes, i, n, marker))
+        i += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def majority(planes: U64, count: int) -> np.uint64:
+    """The fingerprint: the bits that more than half of `count` features have (a tie is 0, as in `simhash`)."""
+    least = np.uint64(count // 2 + 1)
+    above, equal = np.uint64(0), ~np.uint64(0)
+    for level in range(planes.size - 1, -1, -1):
+        if (least >> np.uint64(level)) & np.uint64(1):
+            equal &= planes[level]
+        else:
+            above |= equal & planes[level]
+            equal &= ~planes[level]
+    return above | equal
+
+
+@numba.njit(cache=True, nogil=True)
+def fingerprints(
+    src_offsets: npt.NDArray[np.int64], src: npt.NDArray[np.uint8], tgt_offsets: npt.NDArray[np.int64], tgt: npt.NDArray[np.uint8],
+    sides: int, n: int, t: Tables, fingerprint: U64, text_hash: U64,
+) -> None:  # fmt: skip
+    """Fingerprint and exact hash of every row.
+
+    Args:
+        src_offsets, src, tgt_offsets, tgt: the two sides as `string_buffers` gives them.
+        sides: 1 source, 2 target, 3 both.
+        n: characters of a feature.
+        t: the folding tables.
+        fingerprint, text_hash: uint64 (rows,), written.
+    """
+    longest = 0
+    for row in range(fingerprint.size):
+        longest = max(longest, src_offsets[row + 1] - src_offsets[row], tgt_offsets[row + 1] - tgt_offsets[row])
+    codes = np.empty(6 * longest + 8, np.uint32)
+    planes = np.zeros(40, np.uint64)
+    for row in range(fingerprint.size):
+        planes[:] = np.uint64(0)
+        count = 0
+        exact = np.uint64(0)
+        if sides & SOURCE:
+            size = fold_text(src, src_offsets[row], src_offsets[row + 1], t, codes)
+            count += add_features(codes, size, n, SOURCE, planes)
+            exact = hash_codes(codes, size, SOURCE)
+        if sides & TARGET:
+            size = fold_text(tgt, tgt_offsets[row], tgt_offsets[row + 1], t, codes)
+            count += add_features(codes, size, n, TARGET, planes)
+            exact = mix64(exact) ^ hash_codes(codes, size, TARGET)
+        fingerprint[row] = majority(planes, count)
+        text_hash[row] = exact

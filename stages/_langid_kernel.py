@@ -1,0 +1,514 @@
+"""The fastText predictor as Numba kernels on Arrow buffers.
+
+The arithmetic follows fastText's own, down to the order of the additions and the width of each number, so that labels and
+probabilities agree with it: character n-grams of `<word>` hashed by FNV-1a (with bytes taken as signed), the mean of the
+rows found, then hierarchical softmax, softmax or one sigmoid a label (Joulin et al. 2017, "Bag of Tricks for Efficient Text
+Classification", arXiv:1607.01759). Kernels release the GIL and share the model's arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U64 = npt.NDArray[np.uint64]
+
+HIERARCHICAL, SOFTMAX, ONE_VS_ALL = 0, 1, 2
+
+_FNV_OFFSET, _FNV_PRIME, _LOW = np.uint64(2166136261), np.uint64(16777619), np.uint64(0xFFFFFFFF)
+# fastText hashes `int8_t` bytes widened to 32 bits: a byte above 127 sets all the upper bits.
+_SIGNED = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int32).view(np.uint32).astype(np.uint64)
+_SPACE = np.zeros(256, np.bool_)
+_SPACE[[0x20, 0x0A, 0x0D, 0x09, 0x0B, 0x0C, 0x00]] = True
+_LABEL = np.frombuffer(b"__label__", np.uint8).copy()
+_END = np.frombuffer(b"</s>", np.uint8).copy()
+# fastText adds this to every probability before it takes the logarithm, so that it shows in what it reports.
+_SHIFT = 1e-5
+_GRID = np.arange(513, dtype=np.float32) * np.float32(16) / np.float32(512) - np.float32(8)
+_SIGMOID = (1.0 / (1.0 + np.exp(-_GRID).astype(np.float64))).astype(np.float32)
+_MEMO = 1 << 14  # words remembered in one call
+_BATCH = 2048  # row numbers gathered before the rows are added
+
+
+class Arrays(NamedTuple):
+    """A model as the kernels take it; n words and then labels in the dictionary, d columns, m labels.
+
+    Attributes:
+        loss: HIERARCHICAL, SOFTMAX or ONE_VS_ALL.
+        minn, maxn: length of the character n-grams; `maxn` 0 for none.
+        word_ngrams: longest n-gram of words; below 2 for none.
+        bucket: number of hash buckets of the n-grams.
+        words: n.
+        pruned: whether n-grams are looked up in `keys`.
+        text, starts, ends: the dictionary's entries, `text[starts[i]:ends[i]]`.
+        slots: hash table of the entries' numbers, -1 where free.
+        keys, rows: hash table from the buckets kept to their rows, counted from n; -1 where free.
+        seen: one bit a bucket, set where it was kept.
+        dense: the input matrix, float32 of shape (rows, d); empty where the next three are used.
+        codes, norms, centroids: uint8 (rows, p), float32 (rows,), float32 (p, 256, d / p).
+        weights: the output matrix transposed, float32 (d, m), or (d, m - 1) for inner nodes.
+        nodes: for HIERARCHICAL, the same as (m - 1, d).
+        left, right: children of the m - 1 inner nodes: i < m is a label, else inner node i - m.
+    """
+
+    loss: int
+    minn: int
+    maxn: int
+    word_ngrams: int
+    bucket: int
+    words: int
+    pruned: bool
+    text: U8
+    starts: I64
+    ends: I64
+    slots: I32
+    keys: I32
+    rows: I32
+    seen: U64
+    dense: F32
+    codes: U8
+    norms: F32
+    centroids: F32
+    weights: F32
+    nodes: F32
+    left: I32
+    right: I32
+
+
+@numba.njit(cache=True, nogil=True)
+def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, kinds: U8) -> int:
+    """Finds the dictionary's entries from `position` on; returns where they end, or -1 where the file ends before."""
+    for i in range(starts.size):
+        starts[i] = position
+        while position < raw.size and raw[position] != 0:
+            position += 1
+        if position + 10 > raw.size:
+            return -1
+        ends[i] = position
+        count = np.uint64(0)
+        for k in range(8):
+            count |= np.uint64(raw[position + 1 + k]) << np.uint64(8 * k)
+        counts[i] = np.int64(count)
+        kinds[i] = raw[position + 9]
+        position += 10
+    return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: int, end: int, value: np.uint64) -> int:
+    """The slot that holds the word `word[begin:end]` with this hash, or the free one where it belongs."""
+    mask = slots.size - 1
+    slot = np.int64(value) & mask
+    while slots[slot] >= 0:
+        entry = slots[slot]
+        start = starts[entry]
+        if ends[entry] - start == end - begin:
+            k = 0
+            while k < end - begin and text[start + k] == word[begin + k]:
+                k += 1
+            if k == end - begin:
+                return slot
+        slot = (slot + 1) & mask
+    return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
+    """Fills the hash table of the dictionary's entries."""
+    for i in range(starts.size):
+        value = _FNV_OFFSET
+        for k in range(starts[i], ends[i]):
+            value = ((value ^ _SIGNED[text[k]]) * _FNV_PRIME) & _LOW
+        slots[_find(text, starts, ends, slots, text, starts[i], ends[i], value)] = i
+    return slots
+
+
+@numba.njit(cache=True, nogil=True)
+def _key_slot(keys: I32, key: int) -> int:
+    mask = keys.size - 1
+    slot = (key * 0x9E3779B1 >> 15) & mask
+    while keys[slot] >= 0 and keys[slot] != key:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def index_rows(pairs: I32, keys: I32, rows: I32, seen: U64) -> None:
+    """Fills the hash table from kept buckets to rows."""
+    for i in range(pairs.shape[0]):
+        key = np.int64(pairs[i, 0])
+        slot = _key_slot(keys, key)
+        keys[slot] = key
+        rows[slot] = pairs[i, 1]
+        seen[key >> 6] |= np.uint64(1) << np.uint64(key & 63)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, count: int, hidden: F32) -> None:
+    if codes.size:
+        parts, width = centroids.shape[0], centroids.shape[2]
+        for i in range(count):
+            row = batch[i]
+            norm = norms[row]
+            for part in range(parts):
+                code = codes[row, part]
+                for k in range(width):
+                    hidden[part * width + k] += norm * centroids[part, code, k]
+    elif dense.shape[1] == 16:  # the size of lid.176: a loop of known length stays in registers
+        for i in range(count):
+            row = batch[i]
+            for k in range(16):
+                hidden[k] += dense[row, k]
+    else:
+        for i in range(count):
+            row = batch[i]
+            for k in range(dense.shape[1]):
+                hidden[k] += dense[row, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _average(
+    model: Arrays, data: U8, start: int, end: int, word: U8, hashes: I32, batch: I32, hidden: F32, memo: U64, memo_rows: I32
+) -> int:
+    """Sets `hidden` to the mean of the rows of the line's features and returns their number.
+
+    Words of up to 30 bytes are remembered with their rows: `memo` holds the word, `memo_rows` how many rows and which.
+    """
+    minn, maxn, words, bucket, pruned = model.minn, model.maxn, model.words, model.bucket, model.pruned
+    text, starts, ends, slots = model.text, model.starts, model.ends, model.slots
+    keys, rows, seen = model.keys, model.rows, model.seen
+    dense, codes, norms, centroids = model.dense, model.codes, model.norms, model.centroids
+    # h % bucket without a division, for h < 2**32: the quotient comes out right or one too small.
+    shift = 32
+    while bucket >> (shift - 31):
+        shift += 1
+    reciprocal = np.uint64((1 << shift) // bucket if bucket else 0)
+    turn = np.uint64(shift)
+    modulus = np.uint64(bucket)
+    head = word[:32].view(np.uint64)
+    hidden[:] = np.float32(0)
+    features, filled, tokens = 0, 0, 0
+    position = start
+    last = False
+    while not last:
+        # The next token, as `<token>` in `word`; the line's end is the token </s>.
+        while position < end and _SPACE[data[position]]:
+            position += 1
+        for k in range(4):
+            head[k] = 0
+        word[0] = 60
+        length = 1
+        value = _FNV_OFFSET
+        while position < end and not _SPACE[data[position]]:
+            byte = data[position]
+            word[length] = byte
+            value = ((value ^ _SIGNED[byte]) * _FNV_PRIME) & _LOW
+            length += 1
+            position += 1
+        if length == 1:
+            for k in range(4):
+                word[1 + k] = _END[k]
+                value = ((value ^ _SIGNED[_END[k]]) * _FNV_PRIME) & _LOW
+            length = 5
+        last = length == 5 and word[1] == _END[0] and word[2] == _END[1] and word[3] == _END[2] and word[4] == _END[3]
+        slot = np.int64(value) & (memo.shape[0] - 1)
+        short = length <= 31
+        if short:
+            known = memo_rows[slot, 0]
+            for k in range(4):
+                if memo[slot, k] != head[k]:
+                    known = -1
+            if known >= 0:
+                hashes[tokens] = np.int32(np.uint32(value))
+                tokens += 1
+                for k in range(known):
+                    batch[filled + k] = memo_rows[slot, 1 + k]
+                filled += known
+                if filled >= _BATCH:
+                    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
+                    features += filled
+                    filled = 0
+                continue
+        entry = slots[_find(text, starts, ends, slots, word, 1, length, value)]
+        if entry >= words:
+            continue
+        if entry < 0 and length >= 10:
+            k = 0
+            while k < 9 and word[1 + k] == _LABEL[k]:
+                k += 1
+            if k == 9:
+                continue
+        hashes[tokens] = np.int32(np.uint32(value))
+        tokens += 1
+        before = filled
+        if entry >= 0:
+            batch[filled] = entry
+            filled += 1
+        if maxn > 0 and not last:
+            word[length] = 62
+            for i in range(length + 1):
+                if word[i] & 0xC0 == 0x80:
+                    continue
+                gram = _FNV_OFFSET
+                j = i
+                for n in range(1, maxn + 1):
+                    if j > length:
+                        break
+                    gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
+                    j += 1
+                    while j <= length and word[j] & 0xC0 == 0x80:
+                        gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
+                        j += 1
+                    if n < minn or (n == 1 and (i == 0 or j == length + 1)):
+                        continue
+                    key = np.int64(gram - ((gram * reciprocal) >> turn) * modulus)
+                    if key >= bucket:
+                        key -= bucket
+                    if not pruned:
+                        batch[filled] = words + key
+                        filled += 1
+                    elif (seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
+                        batch[filled] = words + rows[_key_slot(keys, key)]
+                        filled += 1
+                if filled >= _BATCH and not short:
+                    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
+                    features += filled
+                    filled = 0
+            word[length] = 0
+        if short and filled - before < memo_rows.shape[1]:
+            memo_rows[slot, 0] = filled - before
+            for k in range(4):
+                memo[slot, k] = head[k]
+            for k in range(filled - before):
+                memo_rows[slot, 1 + k] = batch[before + k]
+        if filled >= _BATCH:
+            _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
+            features += filled
+            filled = 0
+    if model.word_ngrams > 1:
+        for i in range(tokens):
+            chain = np.uint64(np.int64(hashes[i]))
+            for j in range(i + 1, min(tokens, i + model.word_ngrams)):
+                chain = chain * np.uint64(116049371) + np.uint64(np.int64(hashes[j]))
+                key = np.int64(chain % np.uint64(bucket))
+                if not pruned:
+                    batch[filled] = words + key
+                    filled += 1
+                elif (seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
+                    batch[filled] = words + rows[_key_slot(keys, key)]
+                    filled += 1
+                if filled >= _BATCH:
+                    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
+                    features += filled
+                    filled = 0
+    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
+    features += filled
+    if features:
+        scale = np.float32(1.0 / features)
+        for k in range(hidden.size):
+            hidden[k] *= scale
+    return features
+
+
+@numba.njit(cache=True, nogil=True)
+def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
+    """out = exp(x), correctly rounded but for the rarest cases; written so that it compiles to vector instructions."""
+    magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, which lands in the low bits
+    turn_bits, power_bits = turns.view(np.int64), powers.view(np.int64)
+    for k in range(x.size):
+        v = np.float64(x[k])
+        v = v if v > -104.0 else -104.0
+        v = v if v < 89.0 else 89.0
+        turns[k] = v * 1.4426950408889634 + magic
+    for k in range(x.size):
+        power_bits[k] = (turn_bits[k] + 1023) << 52
+    for k in range(x.size):
+        v = np.float64(x[k])
+        v = v if v > -104.0 else -104.0
+        v = v if v < 89.0 else 89.0
+        r = v - (turns[k] - magic) * 0.6931471805599453
+        s = 1.0 + r / 9.0
+        s = 1.0 + r * s / 8.0
+        s = 1.0 + r * s / 7.0
+        s = 1.0 + r * s / 6.0
+        s = 1.0 + r * s / 5.0
+        s = 1.0 + r * s / 4.0
+        s = 1.0 + r * s / 3.0
+        s = 1.0 + r * s / 2.0
+        out[k] = (1.0 + r * s) * powers[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _probabilities(
+    loss: int, weights: F32, left: I32, right: I32, hidden: F32, x: F32, e: F32, turns: F64, powers: F64, out: F64
+) -> None:
+    """out[i] = the probability of label i as fastText reports it; `out` has
+    room for as many again: the tree's inner nodes."""
+    x[:] = np.float32(0)
+    for j in range(weights.shape[0]):
+        h = hidden[j]
+        for k in range(x.size):
+            x[k] += weights[j, k] * h
+    if loss == ONE_VS_ALL:
+        for k in range(x.size):
+            if x[k] < np.float32(-8):
+                out[k] = _SHIFT
+            elif x[k] > np.float32(8):
+                out[k] = 1.0 + _SHIFT
+            else:
+                out[k] = _SIGMOID[int((x[k] + np.float32(8)) * np.float32(32))] + _SHIFT
+    elif loss == SOFTMAX:
+        top = x[0]
+        for k in range(x.size):
+            top = max(top, x[k])
+        for k in range(x.size):
+            x[k] -= top
+        _exponentials(x, turns, powers, e)
+        total = np.float32(0)
+        for k in range(x.size):
+            total += e[k]
+        for k in range(x.size):
+            out[k] = np.float32(e[k] / total) + _SHIFT
+    else:
+        for k in range(x.size):
+            x[k] = -x[k]
+        _exponentials(x, turns, powers, e)
+        for k in range(x.size):
+            e[k] = np.float32(1.0 / (1.0 + np.float64(e[k])))
+        labels = left.size + 1
+        out[2 * labels - 2] = 1.0
+        for k in range(left.size - 1, -1, -1):
+            p = out[labels + k]
+            out[left[k]] = p * (np.float64(np.float32(1.0 - np.float64(e[k]))) + _SHIFT)
+            out[right[k]] = p * (np.float64(e[k]) + _SHIFT)
+
+
+@numba.njit(cache=True, nogil=True)
+def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p: F64) -> tuple[int, float]:
+    """The most probable label of the tree and its probability, without a look at branches that cannot hold it."""
+    labels = left.size + 1
+    best, best_p = 0, 0.0
+    stack[0], stack_p[0], depth = 2 * labels - 2, 1.0, 1
+    while depth:
+        depth -= 1
+        node, p = stack[depth], stack_p[depth]
+        if p < best_p:
+            continue
+        if node < labels:
+            best, best_p = node, p
+            continue
+        x = np.float32(0)
+        for k in range(hidden.size):
+            x += nodes[node - labels, k] * hidden[k]
+        f = np.float32(1.0 / (1.0 + np.float64(np.float32(math.exp(-np.float64(x))))))
+        p_left = p * (np.float64(np.float32(1.0 - np.float64(f))) + _SHIFT)
+        p_right = p * (np.float64(f) + _SHIFT)
+        second = 1 if p_left > p_right else 0  # the likelier one is taken from the stack first
+        stack[depth + second], stack_p[depth + second] = left[node - labels], p_left
+        stack[depth + 1 - second], stack_p[depth + 1 - second] = right[node - labels], p_right
+        depth += 2
+    return best, best_p
+
+
+@numba.njit(cache=True, nogil=True)
+def predict_rows(
+    model: Arrays,
+    offsets: I64,
+    data: U8,
+    own: I32,
+    other: I32,
+    first: I64,
+    members: I32,
+    clusters: I32,
+    below: F32,
+    label: I32,
+    probability: F32,
+    of_own: F32,
+    of_other: F32,
+    of_rival: F32,
+) -> None:
+    """Predicts n lines, `data[offsets[i]:offsets[i + 1]]`, and weighs the language that each is expected to be in.
+
+    Args:
+        own, other: for each line the number of a set of labels: its own language, and that of the other side. Set s
+            is `members[first[s]:first[s + 1]]`.
+        clusters: for each label the number of the cluster whose probabilities are added up.
+        below: for each line, the rival is looked for where the own set has less than this.
+        label: out, the number of the most probable label; -1 where the model finds no feature in the line.
+        probability: out, its probability; NaN for none, as in the next three.
+        of_own, of_other: out, the probability of the two sets.
+        of_rival: out, that of the most probable cluster, labels of the own set left out; 0 where it was not looked for.
+    """
+    longest = 0
+    for i in range(label.size):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    word = np.empty(longest + 40, np.uint8)
+    hashes = np.empty(longest // 2 + 4, np.int32)
+    batch = np.empty(_BATCH + 40 * (model.maxn + 1), np.int32)
+    memo = np.zeros((_MEMO, 4), np.uint64)
+    memo_rows = np.zeros((_MEMO, 16 if model.pruned else 64), np.int32)
+    width = model.centroids.shape[0] * model.centroids.shape[2] if model.codes.size else model.dense.shape[1]
+    hidden = np.empty(width, np.float32)
+    outputs = model.weights.shape[1]
+    x, e = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    turns, powers = np.empty(outputs, np.float64), np.empty(outputs, np.float64)
+    labels = clusters.size
+    p = np.zeros(2 * labels, np.float64)
+    sums = np.zeros(labels, np.float64)
+    tree = model.loss == HIERARCHICAL and labels > 1
+    stack = np.empty(2 * labels, np.int32)
+    for i in range(label.size):
+        features = _average(model, data, offsets[i], offsets[i + 1], word, hashes, batch, hidden, memo, memo_rows)
+        of_rival[i] = 0
+        total = np.float32(0)
+        for k in range(hidden.size):
+            total += hidden[k]
+        if features == 0 or not math.isfinite(total):
+            label[i] = -1
+            probability[i] = of_own[i] = of_other[i] = of_rival[i] = np.nan
+            continue
+        if tree:
+            top, chance = _descend(model.nodes, model.left, model.right, hidden, stack, p)
+            label[i] = top
+            probability[i] = chance
+            surely = below[i] <= 0
+            for k in range(first[own[i]], first[own[i] + 1]):
+                surely = surely or (members[k] == top and chance >= below[i])
+            if surely:
+                of_own[i] = chance
+                of_other[i] = 0
+                continue
+        _probabilities(model.loss, model.weights, model.left, model.right, hidden, x, e, turns, powers, p)
+        top = 0
+        for k in range(labels):
+            if p[k] >= p[top]:  # of equals fastText names the last
+                top = k
+        label[i] = top
+        probability[i] = p[top]
+        mine = 0.0
+        for k in range(first[own[i]], first[own[i] + 1]):
+            mine += p[members[k]]
+        theirs = 0.0
+        for k in range(first[other[i]], first[other[i] + 1]):
+            theirs += p[members[k]]
+        of_own[i] = mine
+        of_other[i] = theirs
+        if mine < below[i]:
+            sums[:] = 0
+            for k in range(labels):
+                sums[clusters[k]] += p[k]
+            for k in range(first[own[i]], first[own[i] + 1]):
+                sums[clusters[members[k]]] -= p[members[k]]
+            best = 0.0
+            for k in range(labels):
+                best = max(best, sums[k])
+            of_rival[i] = best

@@ -1,0 +1,308 @@
+"""Stage 4, quality: scores how well the two sides of a row translate each other, and drops the worst.
+
+A scorer is anything with one method, `score(table) -> float32[n]`. `lexical`, the default, learns from the corpus itself and
+needs no model; `comet` runs a COMET quality estimation checkpoint; `column` takes a score that the source brings;
+`module:function` is a user's own. A score that is not a number means that the row was not judged: it is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator, model_validator
+
+from corpusprep.codes import matches, parse_pair
+from corpusprep.errors import SettingsError
+from corpusprep.stage import Outcome, Settings, StageSettings, split
+
+F32 = npt.NDArray[np.float32]
+
+_BUILT_IN = ("lexical", "comet", "column")
+_LEXICAL_THRESHOLD = 0.3
+
+
+class PairSettings(Settings):
+    """What one language pair has of its own."""
+
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Drop rows of this pair that score below this."""
+    quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Drop this share of the pair's rows, the lowest scores."""
+
+    @model_validator(mode="after")
+    def _one(self) -> PairSettings:
+        if (self.threshold is None) == (self.quantile is None):
+            raise ValueError("give one of threshold and quantile")
+        return self
+
+
+class QualitySettings(StageSettings):
+    """Settings of the quality stage."""
+
+    scorer: str = "lexical"
+    """`lexical`, `comet`, `column`, or a function of yours as `module:function` (Arrow table in, one float a row out)."""
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.3, and the other scorers, whose scales
+    differ, drop nothing."""
+    quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Drop this share of each pair's rows, the lowest scores; in place of threshold."""
+    pair: dict[str, PairSettings] = Field(default_factory=dict)
+    """Threshold or quantile of single pairs, as in `[quality.pair.en-sw]`."""
+    sample: Annotated[int, Field(ge=1)] = 100_000
+    """`lexical`: rows of each pair to learn from."""
+    min_rows: Annotated[int, Field(ge=0)] = 200
+    """`lexical`: a pair that offers fewer rows to learn from is scored, but nothing of it is dropped."""
+    column: Annotated[str, Field(min_length=1)] = "score"
+    """`column`: the column that holds the score; null is kept."""
+    model: str | None = None
+    """`comet`: name on the Hugging Face hub, folder, or `.ckpt` file of a checkpoint that needs no reference."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """`comet`: rows a batch, at most."""
+
+    @field_validator("scorer")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        module, colon, function = value.partition(":")
+        if value not in _BUILT_IN and not (colon and module and function):
+            raise ValueError(f"{value!r} is no scorer; use lexical, comet, column, or your own as module:function")
+        return value
+
+    @field_validator("pair")
+    @classmethod
+    def _pairs(cls, value: dict[str, PairSettings]) -> dict[str, PairSettings]:
+        seen: dict[frozenset[str], str] = {}
+        for name in value:
+            try:
+                key = frozenset(parse_pair(name))
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
+            if key in seen:
+                raise ValueError(f"{seen[key]!r} and {name!r} name the same pair")
+            seen[key] = name
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> QualitySettings:
+        if self.threshold is not None and self.quantile is not None:
+            raise ValueError("give threshold or quantile, not both")
+        if self.scorer == "comet" and self.model is None:
+            raise ValueError("the comet scorer needs a model, as in model = \"Unbabel/wmt22-cometkiwi-da\"")
+        return self
+
+
+def quality(
+    table: pa.Table, settings: QualitySettings = QualitySettings(), states: Mapping[str, bytes] | None = None, seed: int = 1
+) -> Outcome:
+    """Scores rows and drops those below their pair's cut-off.
+
+    Args:
+        table: rows with `src tgt src_lang tgt_lang`, any pairs mixed.
+        settings: the scorer and the thresholds.
+        states: what `prepare` learned, by pair (`"en-sw"`); None learns from the table itself, where the scorer learns.
+        seed: of the sample, where states is None.
+
+    Returns:
+        The rows with a column `quality` (float32; null: not judged). Those dropped have the reason `quality.score`.
+    """
+    if not settings.enabled:
+        return split(table, np.zeros(table.num_rows, np.uint8), [])
+    names, codes = _pairs_of(table)
+    if states is None:
+        states = {
+            name: prepare(table.filter(pa.array(codes == k)), settings, seed) for k, name in enumerate(names) if learns(settings)
+        }
+    scores = open_scorer(settings, states).score(table)
+    verdict = np.zeros(table.num_rows, np.uint8)
+    for k, name in enumerate(names):
+        rows = codes == k
+        limit = cutoff(scores[rows], settings, name, evidence(settings, states.get(name, b"")))
+        if limit is not None:
+            verdict[rows] = scores[rows] < limit
+    return split(with_scores(table, scores), verdict, ["quality.score"])
+
+
+class Scorer(Protocol):
+    """Judges rows."""
+
+    def score(self, table: pa.Table) -> F32:
+        """One score a row, higher is better, NaN where the row is not judged; shape (n,)."""
+
+
+def learns(settings: QualitySettings) -> bool:
+    """Whether the scorer must see a sample of each pair before it can score."""
+    return settings.scorer == "lexical"
+
+
+def prepare(sample: pa.Table, settings: QualitySettings, seed: int) -> bytes:
+    """What the scorer learns from rows of one pair: the same bytes from the same rows, in whatever order they stand.
+
+    Returns:
+        A state for `open_scorer`; empty where nothing is learned.
+    """
+    if not learns(settings):
+        return b""
+    from corpusprep.stages._quality_lexical import learn
+
+    return learn(sample, settings.sample, seed)
+
+
+def open_scorer(settings: QualitySettings, states: Mapping[str, bytes]) -> Scorer:
+    """The scorer that the settings name. A row whose pair has no state is not judged by a scorer that learns.
+
+    Raises:
+        SettingsError: the function of a user cannot be loaded.
+        RunError: COMET is not installed, or its model cannot be had.
+    """
+    if settings.scorer == "lexical":
+        from corpusprep.stages._quality_lexical import LexicalScorer
+
+        return LexicalScorer(states)
+    if settings.scorer == "comet":
+        from corpusprep.stages._quality_comet import CometScorer
+
+        assert settings.model is not None
+        return CometScorer(settings.model, settings.batch_size)
+    if settings.scorer == "column":
+        return _ColumnScorer(settings.column)
+    return _FunctionScorer(settings.scorer)
+
+
+def evidence(settings: QualitySettings, state: bytes) -> int | None:
+    """How many rows a state was learned from; None where the scorer learns nothing."""
+    if not learns(settings):
+        return None
+    from corpusprep.stages._quality_lexical import rows_of
+
+    return rows_of(state)
+
+
+def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | None = None) -> float | None:
+    """The score below which rows of a pair are dropped.
+
+    Args:
+        scores: all scores of the pair; only a quantile looks at them.
+        pair: its name, as in `"en-sw"`.
+        evidence: what `evidence` says of the pair's state.
+
+    Returns:
+        The limit, or None where nothing is to be dropped; `explain` says why.
+    """
+    rule = _rule(settings, pair)
+    if rule is None or explain(settings, pair, evidence) is not None:
+        return None
+    if rule.threshold is not None:
+        return rule.threshold
+    judged = np.sort(scores[~np.isnan(scores)])
+    assert rule.quantile is not None
+    if judged.size == 0:
+        return None
+    return float(judged[math.floor(rule.quantile * judged.size)])
+
+
+def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -> str | None:
+    """Why nothing of a pair is dropped, in one sentence for the manifest; None where rows may be."""
+    if evidence is not None and evidence < settings.min_rows:
+        return (
+            f"{pair}: {evidence} rows are too few to learn from (quality.min_rows = {settings.min_rows}), "
+            "so the quality stage drops nothing of this pair."
+        )
+    if _rule(settings, pair) is None:
+        return f"{pair}: neither quality.threshold nor quality.quantile is given, so the quality stage drops nothing of this pair."
+    return None
+
+
+def model_files(settings: QualitySettings) -> list[Path]:
+    """Local files whose content decides the scores."""
+    if settings.scorer != "comet" or settings.model is None or not Path(settings.model).exists():
+        return []
+    path = Path(settings.model)
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def with_scores(table: pa.Table, scores: F32) -> pa.Table:
+    """The table with its column `quality`: NaN is stored as null."""
+    column = pa.array(scores, type=pa.float32(), mask=np.isnan(scores))
+    at = table.schema.get_field_index("quality")
+    return table.append_column("quality", column) if at < 0 else table.set_column(at, "quality", column)
+
+
+def _rule(settings: QualitySettings, pair: str) -> PairSettings | None:
+    a, b = parse_pair(pair)
+    for name, rule in settings.pair.items():
+        x, y = parse_pair(name)
+        if (matches(x, a) and matches(y, b)) or (matches(x, b) and matches(y, a)):
+            return rule
+    if settings.threshold is not None:
+        return PairSettings(threshold=settings.threshold)
+    if settings.quantile is not None:
+        return PairSettings(quantile=settings.quantile)
+    return PairSettings(threshold=_LEXICAL_THRESHOLD) if settings.scorer == "lexical" else None
+
+
+def _pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Names of the pairs in a table, sorted, and the place of each row's pair among them."""
+    if table.num_rows == 0:
+        return [], np.zeros(0, np.int64)
+    sides = [pc.fill_null(table[name].cast(pa.string()), "") for name in ("src_lang", "tgt_lang")]
+    joined = pc.binary_join_element_wise(*sides, "-").combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):
+        joined = pa.concat_arrays(joined.chunks)
+    encoded = joined.dictionary_encode()
+    found = encoded.dictionary.to_pylist()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    place = np.empty(len(found), np.int64)
+    place[order] = np.arange(len(found))
+    return [found[k] for k in order], place[encoded.indices.to_numpy()]
+
+
+class _ColumnScorer:
+    def __init__(self, column: str) -> None:
+        self._column = column
+
+    def score(self, table: pa.Table) -> F32:
+        if self._column not in table.column_names:
+            raise SettingsError(
+                f"quality.column = {self._column!r}: the rows have no such column. Name one of {', '.join(table.column_names)}."
+            )
+        try:
+            values = table[self._column].cast(pa.float32(), safe=False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise SettingsError(f"quality.column = {self._column!r}: the column does not hold numbers.") from None
+        return np.asarray(values.fill_null(float("nan")).to_numpy(), np.float32)
+
+
+class _FunctionScorer:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        module, _, attribute = name.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise SettingsError(f"quality.scorer = {name!r} cannot be loaded: {error}.") from error
+        if not callable(found):
+            raise SettingsError(f"quality.scorer = {name!r} is not a function.")
+        self._function: Callable[[pa.Table], Any] = found
+
+    def score(self, table: pa.Table) -> F32:
+        answer = self._function(table)
+        if isinstance(answer, pa.Array | pa.ChunkedArray):
+            answer = answer.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
+        try:
+            scores = np.asarray(answer, np.float32)
+        except (TypeError, ValueError):
+            raise SettingsError(f"quality.scorer = {self._name!r} must return one float a row.") from None
+        if scores.shape != (table.num_rows,):
+            raise SettingsError(
+                f"quality.scorer = {self._name!r} returned shape {scores.shape} for {table.num_rows} rows; return one float a row."
+            )
+        return scores

@@ -1,0 +1,139 @@
+"""The local engine: order, laziness, errors, and workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from corpusprep.engines.local import LocalEngine
+from corpusprep.errors import InputError, RunError
+
+
+def square(task: int) -> int:
+    return task * task
+
+
+def add(context: int, task: int) -> tuple[int, int]:
+    return context, task
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def slow_first(task: int) -> int:
+    time.sleep(0.3 if task == 0 else 0)
+    return task
+
+
+def fail_at_three(task: int) -> int:
+    if task == 3:
+        raise InputError("a.gz", "is cut short", "Fetch it again", 7)
+    return task
+
+
+def fail_strangely(task: int) -> int:
+    raise ZeroDivisionError(f"task {task}")
+
+
+def die(task: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_is_done_once(workers: int) -> None:
+    with LocalEngine(workers) as engine:
+        assert sorted(engine.map(square, range(50))) == [n * n for n in range(50)]
+        assert list(engine.map(square, [])) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ordered_results_come_in_the_order_of_the_tasks(workers: int) -> None:
+    with LocalEngine(workers) as engine:
+        assert list(engine.map(slow_first, range(20), ordered=True)) == list(range(20))
+
+
+def test_setup_runs_once_a_worker_and_again_for_the_next_call() -> None:
+    with LocalEngine(2) as engine:
+        first = list(engine.map(add, range(40), setup=pid))
+        assert {task for _, task in first} == set(range(40))
+        assert 1 <= len({context for context, _ in first}) <= 2
+        assert os.getpid() not in {context for context, _ in first}
+        second = list(engine.map(add, range(10), setup=os.getppid))
+        assert {context for context, _ in second} == {os.getpid()}
+
+
+def test_tasks_are_taken_as_they_are_needed() -> None:
+    taken: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for n in range(100):
+            taken.append(n)
+            yield n
+
+    with LocalEngine(2) as engine:
+        results = engine.map(square, tasks())
+        next(results)
+        assert len(taken) < 12
+        results.close()  # type: ignore[attr-defined]
+        assert sorted(engine.map(square, range(4))) == [0, 1, 4, 9]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_task_is_raised_as_it_was(workers: int) -> None:
+    with LocalEngine(workers) as engine, pytest.raises(InputError, match="a.gz, row 7") as caught:
+        list(engine.map(fail_at_three, range(10)))
+    assert caught.value.row == 7
+
+
+def test_an_unexpected_error_carries_the_workers_trace() -> None:
+    with LocalEngine(2) as engine, pytest.raises(ZeroDivisionError) as caught:
+        list(engine.map(fail_strangely, range(3)))
+    assert any("fail_strangely" in note for note in caught.value.__notes__)
+
+
+def test_a_killed_worker_is_told_of() -> None:
+    with LocalEngine(2) as engine, pytest.raises(RunError, match="exit code -9"):
+        list(engine.map(die, range(3)))
+
+
+def test_workers_die_with_their_maker() -> None:
+    script = textwrap.dedent("""
+        import os, sys, time
+        from corpusprep.engines.local import LocalEngine
+        def main():
+            engine = LocalEngine(2)
+            results = engine.map(time.sleep, [0.01] + [60] * 4)
+            next(results)
+            print(*[process.pid for process, _ in engine._processes], flush=True)
+            next(results)
+        if __name__ == "__main__":
+            main()
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(_alive(worker) for worker in workers):
+        time.sleep(0.05)
+    assert not any(_alive(worker) for worker in workers)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
