@@ -24,7 +24,9 @@ _CODE = re.compile(r"^([A-Za-z]{2,3})(?:[_-]([A-Za-z]{4}))?(?:[_-]([A-Za-z]{2}|[
 @functools.cache
 def default_script(language: str) -> str | None:
     """The script (ISO 15924) that a language is mostly written in, or None where CLDR does not know it."""
-    return langcodes.Language.get(language, normalize=False).maximize().script
+    script = langcodes.Language.get(language, normalize=False).maximize().script
+    # Corpora call Korean text Hangul; CLDR's Kore (Hangul and Han) is the same thing to them.
+    return "Hang" if script == "Kore" else script
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def canonical(code: str) -> str:
     language = _STANDARD.get(language, language)
     if script is None and language == "zh" and region is not None and region.upper() in ("TW", "HK", "MO"):
         script = "Hant"
-    if script is None or script.title() == default_script(language):
+    if script is None or script.title() in (default_script(language), "Kore"):
         return language
     return f"{language}_{script.title()}"
 

@@ -115,7 +115,6 @@ def load_recipe(
             raise InputError(str(path), "is not UTF-8", "Save the recipe as UTF-8") from None
         except tomllib.TOMLDecodeError as error:
             raise InputError(str(path), f"is not TOML: {error}", "Mend that line") from None
-    apply_overrides(data, overrides)
     for source in sources:
         kind, equals, place = source.partition("=")
         if not equals or not place:
@@ -123,6 +122,7 @@ def load_recipe(
         tables = data.setdefault("source", [])
         if isinstance(tables, list):
             tables.append({"format": kind, "path": place})
+    apply_overrides(data, overrides)
     if "source" not in data:
         raise SettingsError(
             f"{path or 'The recipe'} names no source. Add a [[source]] table with format and path, or --source format=path."

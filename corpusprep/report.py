@@ -98,7 +98,7 @@ def summary(accounts: Accounts) -> str:
     return "\n\n".join(
         [
             columns(stages, ("stage", "rows in", "kept", "dropped", "reasons")),
-            columns(pairs, ("pair", "read", *accounts.stages, "kept")),
+            columns(pairs, ("pair", "rows", *("malformed" if s == "read" else s for s in accounts.stages), "kept")),
         ]
     )
 

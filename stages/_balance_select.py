@@ -17,7 +17,7 @@ def take(
     """Adds a copy of rows, in order, until their tokens are as near to the target as they come.
 
     A row is taken if it brings the sum closer to the target, so that a row larger than what is left is passed over and
-    does not end the filling early. It ends within a thousandth of the target.
+    does not end the filling early.
 
     Args:
         tokens: of all rows, int32 of shape (n,).
@@ -32,7 +32,7 @@ def take(
     passed = 0
     for row in order:
         left = target - total
-        if left * 1000 <= target or passed >= _PATIENCE:
+        if left <= 0 or passed >= _PATIENCE:
             break
         if tokens[row] < 2 * left:
             copies[row] += 1

@@ -71,7 +71,7 @@ def _shorten(codes: U32, size: int, out: U16) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _hash_grams(codes: U16, size: int, grams: U64) -> int:
-    """Writes the hashes of all n-grams of `codes[:size]` to `grams`, rolling from one to the next; returns how many."""
+    """Writes the hashes (odd) of all n-grams of `codes[:size]` to `grams`, rolling from one to the next; returns how many."""
     count = size - GRAM + 1
     if count < 1:
         return 0
@@ -81,7 +81,7 @@ def _hash_grams(codes: U16, size: int, grams: U64) -> int:
         value = value * base + np.uint64(codes[k])
         leaving *= base
     for i in range(count):
-        grams[i] = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        grams[i] = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) | np.uint64(1)
         if i + 1 < count:
             value = value * base + np.uint64(codes[i + GRAM]) - np.uint64(codes[i]) * leaving
     return count
@@ -89,7 +89,7 @@ def _hash_grams(codes: U16, size: int, grams: U64) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _minimizers(grams: U64, count: int, out: U32) -> int:
-    """Writes the leading 32 bits of the minimizers of `grams[:count]` to `out`; returns how many."""
+    """Writes 32 bits of each of the minimizers of `grams[:count]` to `out`; returns how many."""
     found = 0
     last = -1
     for end in range(min(_WINDOW, count), count + 1):
@@ -103,7 +103,8 @@ def _minimizers(grams: U64, count: int, out: U32) -> int:
             last = end - 1
         else:
             continue
-        out[found] = np.uint32(grams[last] >> np.uint64(32))
+        # Mixed again: the lowest of many are all low, and would crowd the first entries of the index.
+        out[found] = np.uint32(mix64(grams[last]) >> np.uint64(32))
         found += 1
     return found
 
@@ -234,53 +235,58 @@ def build(
 
 
 @numba.njit(cache=True, nogil=True)
-def _share(codes: U16, size: int, index: Index, least: float, grams: U64, chosen: U32) -> float:
-    """The largest share of an indexed text's n-grams that `codes[:size]` repeats; 0 where surely below `least`."""
+def _share(
+    codes: U16, size: int, index: Index, down: np.uint64, least: float, grams: U64, chosen: U32, counts: I32, met: I32
+) -> float:
+    """The largest share of an indexed text's n-grams that `codes[:size]` repeats; 0 where surely below `least`.
+
+    Args:
+        down: what cuts a hash of 32 bits to its entry in `index.prefixes`.
+        grams, chosen, counts, met: scratch; `counts` (one a text) is all zero before and after.
+    """
     total = _hash_grams(codes, size, grams)
-    count = _minimizers(grams, total, chosen)
-    bits = 0
-    while (index.prefixes.size - 1) >> bits > 1:
-        bits += 1
-    down = np.uint64(32 - bits)
-    hits = np.empty(64, np.int32)
     found = 0
-    for k in range(count):
+    for k in range(_minimizers(grams, total, chosen)):
         p = np.int64(np.uint64(chosen[k]) >> down)
         for e in range(index.prefixes[p], index.prefixes[p + 1]):
             if index.grams[e] == chosen[k]:
-                if found == hits.size:
-                    more = np.empty(2 * found, np.int32)
-                    more[:found] = hits
-                    hits = more
-                hits[found] = index.texts[e]
-                found += 1
-    if found == 0:
-        return 0.0
-    ordered = np.sort(hits[:found])
+                text = index.texts[e]
+                if counts[text] == 0:
+                    met[found] = text
+                    found += 1
+                counts[text] += 1
     best = 0.0
-    theirs = np.empty(0, np.uint64)
-    sorted_grams = grams[:0]
-    i = 0
-    while i < found:
-        text = ordered[i]
-        j = i
-        while j < found and ordered[j] == text:
-            j += 1
+    own, theirs = grams[:0], grams[:0]
+    slots = np.uint64(0)
+    for m in range(found):
+        text = met[m]
+        hits = counts[text]
+        counts[text] = 0
         # The share of minimizers estimates that of n-grams; a half of it is asked for, since it is rough.
-        if 2 * (j - i) >= least * index.minimizers[text]:
-            if sorted_grams.size == 0:
-                sorted_grams = np.sort(grams[:total])
-            low, high = index.starts[text], index.starts[text + 1]
-            if theirs.size < high - low:
-                theirs = np.empty(2 * (high - low), np.uint64)
-            length = _hash_grams(index.codes[low:high], high - low, theirs)
-            same = 0
-            for k in range(length):
-                at = np.searchsorted(sorted_grams, theirs[k])
-                if at < total and sorted_grams[at] == theirs[k]:
-                    same += 1
-            best = max(best, same / length)
-        i = j
+        if 2 * hits < least * index.minimizers[text]:
+            continue
+        if own.size == 0:  # a hash set of the n-grams, in which 0 is free
+            size_of_set = 64
+            while size_of_set < 2 * total:
+                size_of_set *= 2
+            own = np.zeros(size_of_set, np.uint64)
+            slots = np.uint64(size_of_set - 1)
+            for k in range(total):
+                at = (grams[k] >> np.uint64(20)) & slots
+                while own[at] != 0 and own[at] != grams[k]:
+                    at = (at + np.uint64(1)) & slots
+                own[at] = grams[k]
+        low, high = index.starts[text], index.starts[text + 1]
+        if theirs.size < high - low:
+            theirs = np.empty(2 * (high - low), np.uint64)
+        length = _hash_grams(index.codes[low:high], high - low, theirs)
+        same = 0
+        for k in range(length):
+            at = (theirs[k] >> np.uint64(20)) & slots
+            while own[at] != 0 and own[at] != theirs[k]:
+                at = (at + np.uint64(1)) & slots
+            same += own[at] != 0
+        best = max(best, same / length)
     return best
 
 
@@ -296,23 +302,27 @@ def shares(
     wide = np.empty(6 * longest + 8, np.uint32)
     codes = np.empty(12 * longest + 17, np.uint16)
     grams, chosen = np.empty(12 * longest + 17, np.uint64), np.empty(12 * longest + 17, np.uint32)
+    counts, met = np.zeros(index.minimizers.size, np.int32), np.empty(index.minimizers.size, np.int32)
+    down = np.uint64(32)
+    while (index.prefixes.size - 1) >> np.int64(np.uint64(32) - down) > 1:
+        down -= np.uint64(1)
     for row in range(out.size):
         size = fold_text(src, src_offsets[row], src_offsets[row + 1], t, wide)
         a = hash_codes(wide, size, SOURCE)
         _shorten(wide, size, codes)
         best = 0.0
         if size >= min_chars:
-            best = _share(codes, size, index, least, grams, chosen)
+            best = _share(codes, size, index, down, least, grams, chosen, counts, met)
         left = size
         size = fold_text(tgt, tgt_offsets[row], tgt_offsets[row + 1], t, wide)
         b = hash_codes(wide, size, SOURCE)
         codes[left] = _SEPARATOR
         _shorten(wide, size, codes[left + 1 :])
         if size >= min_chars and best < 1.0:
-            best = max(best, _share(codes[left + 1 :], size, index, least, grams, chosen))
+            best = max(best, _share(codes[left + 1 :], size, index, down, least, grams, chosen, counts, met))
         if (left < min_chars or size < min_chars) and left > 0 and size > 0 and best < 1.0:
             if left + size + 1 >= min_chars:
-                best = max(best, _share(codes, left + size + 1, index, least, grams, chosen))
+                best = max(best, _share(codes, left + size + 1, index, down, least, grams, chosen, counts, met))
             elif index.short.size:
                 value = _pair_hash(a, b)
                 at = np.searchsorted(index.short, value)

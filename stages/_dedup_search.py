@@ -32,8 +32,7 @@ I64 = npt.NDArray[np.int64]
 
 _SCRATCH = 1 << 24  # rows dealt into buckets at a time; 12 bytes each
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
-_DENSE = 16  # rows from which on a bucket may be marked for its edges
-_EDGES = 4  # edges a row of a dense bucket
+_DENSE, _EDGES = 64, 4  # so many edges, and so many more a row, and a bucket is dense
 _NONE = np.iinfo(np.int32).max
 
 
@@ -79,13 +78,11 @@ def _mask(k: int, chosen: tuple[int, ...]) -> np.uint64:
     return np.uint64(sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen))
 
 
-@numba.njit(cache=True, nogil=True)
-def _key(value: np.uint64, lows: U64, widths: U64) -> np.uint64:
-    """The chosen blocks' bits, side by side."""
-    key = np.uint64(0)
-    for b in range(lows.size):
-        key = key << widths[b] | ((value >> lows[b]) & ((np.uint64(1) << widths[b]) - np.uint64(1)))
-    return key
+@numba.njit(cache=True, nogil=True, inline="always")
+def _bucket(value: np.uint64, mask: np.uint64, down: np.uint64) -> int:
+    """The bucket of a fingerprint: leading bits of a hash of the masked bits. Strangers may meet in one; friends do."""
+    chosen = value & mask
+    return np.int64(((chosen ^ (chosen >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> down)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -143,109 +140,96 @@ def collapse(fingerprints: U64, first: I32) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _histogram(values: U64, lows: U64, widths: U64, shift: np.uint64, counts: I64) -> None:
+def _histogram(values: U64, mask: np.uint64, down: np.uint64, counts: I64) -> None:
     for i in range(values.size):
-        counts[np.int64(_key(values[i], lows, widths) >> shift)] += 1
+        counts[_bucket(values[i], mask, down)] += 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _search(
-    values: U64, lows: U64, widths: U64, key_bits: int, coarse: int, fine: int, counts: I64, first: int, last: int,
-    masks: U64, table: int, distance: int,
-) -> tuple[I32, I32, U64, I32]:  # fmt: skip
-    """Compares the rows of one table whose key starts with `first` to `last - 1`.
+    values: U64, masks: U64, table: int, coarse: int, fine: int, counts: I64, first: int, last: int, distance: int
+) -> tuple[I32, I32, U64]:
+    """Compares the rows of one table whose bucket starts with `first` to `last - 1`.
 
     Args:
         values: fingerprints in rank order.
-        lows, widths: the table's blocks.
-        key_bits: the sum of the widths.
-        coarse, fine: leading bits of the key that part the rows, first roughly and then within a part.
-        counts: rows by the `coarse` leading bits of their key.
-        masks: the bits that each table up to this one looks at.
+        masks: the bits that each table looks at, the tables being in order.
+        coarse, fine: leading bits of the bucket that part the rows, and bits that tell buckets in a part.
+        counts: rows of every part.
+        distance: bits in which near rows may differ.
 
     Returns:
-        Edges (earlier, later) as two int32 arrays, the prefixes of the buckets that were marked, and the number of
-        rows of each of these.
+        Edges (earlier, later) as two int32 arrays, and the buckets that were marked, ascending. A pair that several
+        tables see is given by the first.
     """
-    total = 0
+    mask, down = masks[table], np.uint64(64 - coarse)
+    starts = np.zeros(last - first + 1, np.int64)
     largest = 0
     for p in range(first, last):
-        total += counts[p]
-        largest = max(largest, counts[p])
-    part_values, part_rows = np.empty(total, np.uint64), np.empty(total, np.int32)
-    starts = np.zeros(last - first + 1, np.int64)
-    for p in range(first, last):
         starts[p - first + 1] = starts[p - first] + counts[p]
+        largest = max(largest, counts[p])
+    part_values, part_rows = np.empty(starts[-1], np.uint64), np.empty(starts[-1], np.int32)
     ends = starts[:-1].copy()
-    shift = np.uint64(key_bits - coarse)
     for i in range(values.size):
-        p = np.int64(_key(values[i], lows, widths) >> shift)
-        if first <= p < last:
-            place = ends[p - first]
+        p = _bucket(values[i], mask, down) - first if coarse else 0
+        if 0 <= p < last - first:
+            place = ends[p]
             part_values[place], part_rows[place] = values[i], i
-            ends[p - first] += 1
+            ends[p] = place + 1
 
     left, right = np.empty(1024, np.int32), np.empty(1024, np.int32)
     edges = 0
-    marked, marked_rows = np.empty(64, np.uint64), np.empty(64, np.int32)
+    marked = np.empty(64, np.uint64)
     marks = 0
     near = np.uint64(distance)
-    low_shift = np.uint64(key_bits - coarse - fine)
-    low_mask = np.uint64((1 << fine) - 1)
-    sorted_values, sorted_rows = np.empty(largest, np.uint64), np.empty(largest, np.int32)
-    bucket = np.empty((1 << fine) + 2, np.int64)
+    fine_down, fine_mask = np.uint64(64 - coarse - fine), (1 << fine) - 1
+    # A part fits the cache. Its rows, in order, are compared with those before them in the same bucket, a chain.
+    head, size, near_pairs = np.empty(1 << fine, np.int32), np.empty(1 << fine, np.int32), np.empty(1 << fine, np.int32)
+    chain = np.empty(largest, np.int32)
     for p in range(last - first):
         begin, end = starts[p], starts[p + 1]
         if end - begin < 2:
             continue
-        bucket[:] = 0
+        head[:] = -1
+        size[:] = 0
+        near_pairs[:] = 0
         for i in range(begin, end):
-            bucket[np.int64((_key(part_values[i], lows, widths) >> low_shift) & low_mask) + 2] += 1
-        for q in range(2, bucket.size):
-            bucket[q] += bucket[q - 1]
-        for i in range(begin, end):
-            q = np.int64((_key(part_values[i], lows, widths) >> low_shift) & low_mask) + 1
-            sorted_values[bucket[q]], sorted_rows[bucket[q]] = part_values[i], part_rows[i]
-            bucket[q] += 1
-        for q in range(1 << fine):
-            low, high = bucket[q], bucket[q + 1]
-            size = high - low
-            if size < 2:
+            value = part_values[i]
+            q = _bucket(value, mask, fine_down) & fine_mask
+            j = head[q]
+            head[q] = i - begin
+            chain[i - begin] = j
+            if j < 0:
                 continue
-            before = edges
-            limit = before + _EDGES * size if size >= _DENSE else np.int64(1 << 62)
-            mark = size > _LARGE
-            i = low
-            while i < high and not mark:
-                value = sorted_values[i]
-                for j in range(i + 1, high):
-                    differ = value ^ sorted_values[j]
-                    if popcount(differ) <= near:
-                        known = False  # an earlier table sees this pair too
-                        for earlier in range(table):
-                            if differ & masks[earlier] == 0:
-                                known = True
-                                break
-                        if known or differ & masks[table] != 0:
-                            continue
+            size[q] += 1  # the bucket's rows but the first
+            if near_pairs[q] > _EDGES * size[q] + _DENSE or size[q] >= _LARGE:
+                if size[q] < _NONE // 2:  # not marked before
+                    size[q] = _NONE // 2
+                    if marks == marked.size:
+                        more_marked = np.empty(2 * marks, np.uint64)
+                        more_marked[:marks] = marked
+                        marked = more_marked
+                    marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
+                    marks += 1
+                continue
+            while j >= 0:
+                differ = value ^ part_values[begin + j]
+                if popcount(differ) <= near and differ & mask == 0:
+                    known = False  # an earlier table sees this pair too
+                    for earlier in range(table):
+                        if differ & masks[earlier] == 0:
+                            known = True
+                            break
+                    near_pairs[q] += 1
+                    if not known:
                         if edges == left.size:
                             more_left, more_right = np.empty(2 * edges, np.int32), np.empty(2 * edges, np.int32)
                             more_left[:edges], more_right[:edges] = left, right
                             left, right = more_left, more_right
-                        left[edges], right[edges] = sorted_rows[i], sorted_rows[j]
+                        left[edges], right[edges] = part_rows[begin + j], part_rows[i]
                         edges += 1
-                mark = edges > limit
-                i += 1
-            if mark:
-                edges = before
-                if marks == marked.size:
-                    more_marked, more_rows = np.empty(2 * marks, np.uint64), np.empty(2 * marks, np.int32)
-                    more_marked[:marks], more_rows[:marks] = marked, marked_rows
-                    marked, marked_rows = more_marked, more_rows
-                marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
-                marked_rows[marks] = size
-                marks += 1
-    return left[:edges].copy(), right[:edges].copy(), marked[:marks].copy(), marked_rows[:marks].copy()
+                j = chain[j]
+    return left[:edges].copy(), right[:edges].copy(), np.sort(marked[:marks])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -263,20 +247,18 @@ def _by_later(n: int, left: I32, right: I32, starts: I64, earlier: I32) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _greedy(
-    values: U64, starts: I64, earlier: I32, lows: U64, widths: U64, shifts: U64, marked: U64, marked_start: I64,
-    distance: int, keeper: I32,
-) -> None:  # fmt: skip
+    values: U64, starts: I64, earlier: I32, masks: U64, downs: U64, marked: U64, marked_start: I64, distance: int, keeper: I32
+) -> None:
     """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
 
     Args:
         values: distinct fingerprints in rank order.
         starts, earlier: the edges, from `_by_later`.
-        lows, widths: (tables, blocks a table), the blocks of every table.
-        shifts: by table, what cuts a key to a bucket's prefix.
-        marked: the marked buckets' prefixes, sorted by table, then prefix; `marked_start` says where each table's start.
+        masks, downs: what makes the buckets of every table.
+        marked: the marked buckets, by table, ascending; `marked_start` says where each table's start.
         keeper: int32 (n,), written.
     """
-    tables = lows.shape[0]
+    tables = masks.size
     near = np.uint64(distance)
     # The kept rows of the marked buckets: a chain of blocks of eight a bucket, in one pool.
     head, tail, fill = np.full(marked.size, -1, np.int64), np.full(marked.size, -1, np.int64), np.zeros(marked.size, np.int64)
@@ -296,9 +278,9 @@ def _greedy(
                 low, high = marked_start[t], marked_start[t + 1]
                 if low == high:
                     continue
-                prefix = _key(value, lows[t], widths[t]) >> shifts[t]
-                at = low + np.searchsorted(marked[low:high], prefix)
-                if at == high or marked[at] != prefix:
+                bucket = np.uint64(_bucket(value, masks[t], downs[t]))
+                at = low + np.searchsorted(marked[low:high], bucket)
+                if at == high or marked[at] != bucket:
                     continue
                 place[t] = at
                 block = head[at]
@@ -349,65 +331,70 @@ def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -
     if distance == 0 or n < 2:
         return np.arange(n, dtype=np.int32)
     k = k or choose_blocks(values, distance)
-    parts = blocks(k)
-    chosen = list(itertools.combinations(range(k), k - distance))
-    masks = np.array([_mask(k, table) for table in chosen], np.uint64)
-    lows = np.array([[parts[b][0] for b in table] for table in chosen], np.uint64)
-    widths = np.array([[parts[b][1] for b in table] for table in chosen], np.uint64)
-    wanted = max(1, n.bit_length())
-    shifts = np.empty(len(chosen), np.uint64)
+    masks = np.array([_mask(k, table) for table in itertools.combinations(range(k), k - distance)], np.uint64)
+    bits = np.minimum(np.bitwise_count(masks).astype(np.int64), n.bit_length())
+    downs = (64 - bits).astype(np.uint64)
     scratch = max(1 << 16, _SCRATCH // max(1, threads))
 
-    def one(job: tuple[int, int, int, int, int, int, I64]) -> tuple[I32, I32, U64, I32]:
-        t, key_bits, coarse, fine, first, last, counts = job
-        return _search(values, lows[t], widths[t], key_bits, coarse, fine, counts, first, last, masks, t, distance)
-
-    def layout(t: int) -> list[tuple[int, int, int, int, int, int, I64]]:
-        key_bits = int(widths[t].sum())
-        bits = min(key_bits, wanted)
-        coarse = max(0, min(11, bits - 11)) if bits <= 22 else bits - 12
-        fine = bits - coarse
-        shifts[t] = key_bits - bits
+    def layout(t: int) -> list[tuple[int, int, int, I64, int, int]]:
+        coarse = max(0, int(bits[t]) - 12)
         counts = np.zeros(1 << coarse, np.int64)
-        _histogram(values, lows[t], widths[t], np.uint64(key_bits - coarse), counts)
-        jobs, first = [], 0
-        total = np.cumsum(counts)
+        if coarse:
+            _histogram(values, masks[t], np.uint64(64 - coarse), counts)
+        else:
+            counts[0] = n
+        jobs, first, total = [], 0, np.cumsum(counts)
         while first < counts.size:
-            base = total[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(total, base + scratch, side="right")))
-            jobs.append((t, key_bits, coarse, fine, first, last, counts))
+            before = int(total[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(total, before + scratch, side="right")))
+            jobs.append((t, coarse, int(bits[t]) - coarse, counts, first, last))
             first = last
         return jobs
 
+    def search(job: tuple[int, int, int, I64, int, int]) -> tuple[I32, I32, U64]:
+        t, coarse, fine, counts, first, last = job
+        return _search(values, masks, t, coarse, fine, counts, first, last, distance)
+
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            jobs = [job for jobs in pool.map(layout, range(len(chosen))) for job in jobs]
-            found = list(pool.map(one, jobs))
+            jobs = [job for jobs in pool.map(layout, range(masks.size)) for job in jobs]
+            found = list(pool.map(search, jobs))
     else:
-        jobs = [job for t in range(len(chosen)) for job in layout(t)]
-        found = [one(job) for job in jobs]
-    left = np.concatenate([edges[0] for edges in found])
-    right = np.concatenate([edges[1] for edges in found])
-    marked = np.concatenate([edges[2] for edges in found])  # ascending within a table, as the jobs are
-    sizes = np.zeros(len(chosen) + 1, np.int64)
-    for job, edges in zip(jobs, found, strict=True):
-        sizes[job[0] + 1] += edges[2].size
+        jobs = [job for t in range(masks.size) for job in layout(t)]
+        found = [search(job) for job in jobs]
+    left, right = np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+    marked = np.concatenate([part[2] for part in found])
+    marked_start = np.zeros(masks.size + 1, np.int64)
+    for job, part in zip(jobs, found, strict=True):
+        marked_start[job[0] + 1] += part[2].size
     del found
     starts, earlier = np.zeros(n + 2, np.int64), np.empty(left.size, np.int32)
     _by_later(n, left, right, starts, earlier)
     keeper = np.empty(n, np.int32)
-    _greedy(values, starts, earlier, lows, widths, shifts, marked, np.cumsum(sizes), distance, keeper)
+    _greedy(values, starts, earlier, masks, downs, marked, np.cumsum(marked_start), distance, keeper)
     return keeper
 
 
 @numba.njit(cache=True, nogil=True)
-def _verdicts(
-    text_hash: U64, first: I32, place: I32, rows: I32, keepers: I32, exact: bool, near: bool, verdict: npt.NDArray[np.uint8], keeper: I64
-) -> None:
-    """From the keepers of distinct fingerprints to a verdict a row; see `decide`."""
+def _number(first: I32, rows: I32) -> None:
+    """Makes `first`, the first row of the same fingerprint, that row's place among all such rows, listed in `rows`."""
+    n = 0
     for row in range(first.size):
-        lead = first[row]
-        kept = np.int64(rows[keepers[place[lead]]])
+        if first[row] == row:
+            rows[n] = row
+            first[row] = n
+            n += 1
+        else:
+            first[row] = first[first[row]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _verdicts(
+    text_hash: U64, place: I32, rows: I32, keepers: I32, exact: bool, verdict: npt.NDArray[np.uint8], keeper: I64
+) -> None:
+    """From the keepers of distinct fingerprints to a verdict a row."""
+    for row in range(place.size):
+        kept = np.int64(rows[keepers[place[row]]])
         keeper[row] = kept
         if kept == row:
             verdict[row] = 0
@@ -422,19 +409,15 @@ def decide(
 ) -> tuple[npt.NDArray[np.uint8], I64]:
     """Verdicts and keepers of rows in rank order; see `corpusprep.stages.dedup.decide`."""
     n = fingerprint.size
-    verdict, keeper = np.zeros(n, np.uint8), np.arange(n, dtype=np.int64)
     if n < 2 or not (exact or near):
-        return verdict, keeper
-    first = np.empty(n, np.int32)
-    if not near:
-        collapse(text_hash, first)
-        keeper[:] = first
-        verdict[:] = keeper != np.arange(n)
-        return verdict, keeper
-    collapse(fingerprint, first)
-    rows = np.flatnonzero(first == np.arange(n, dtype=np.int32)).astype(np.int32)
+        return np.zeros(n, np.uint8), np.arange(n, dtype=np.int64)
     place = np.empty(n, np.int32)
-    place[rows] = np.arange(rows.size, dtype=np.int32)
+    if not near:
+        collapse(text_hash, place)
+        return (place != np.arange(n, dtype=np.int32)).astype(np.uint8), place.astype(np.int64)
+    rows = np.empty(collapse(fingerprint, place), np.int32)
+    _number(place, rows)
     keepers = greedy(fingerprint[rows], distance, threads)
-    _verdicts(text_hash, first, place, rows, keepers, exact, near, verdict, keeper)
+    verdict, keeper = np.empty(n, np.uint8), np.empty(n, np.int64)
+    _verdicts(text_hash, place, rows, keepers, exact, verdict, keeper)
     return verdict, keeper

@@ -53,6 +53,7 @@ class Examples:
     """
 
     def __init__(self, table: pa.Table, settings: InstructSettings, seed: int) -> None:
+        table = text.plain(table)
         self.table, self.settings = table, settings
         self.pairs = pairs_of(table)
         used = np.stack(_directions(self.pairs.sides, settings.directions), axis=1)[self.pairs.code]

@@ -20,6 +20,14 @@ PIECE_BYTES = 1 << 28
 """Text that is rendered or formatted at once."""
 
 
+def plain(table: pa.Table) -> pa.Table:
+    """The table without `string_view` columns, which Arrow cannot take rows of; they become `large_string`."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(pa.large_string()))
+    return table
+
+
 def series(column: Strings) -> pl.Series:
     """A Polars series of any Arrow string column; null is empty."""
     return pl.Series(pl.from_arrow(column)).cast(pl.String).fill_null("")

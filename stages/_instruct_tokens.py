@@ -26,10 +26,11 @@ _PATTERNS = (
     r"[<＜][|｜]/?[A-Za-z_]+[>＞]",
     r"[<＜]/?[A-Za-z_]+[|｜][>＞]",
     r"[<＜][<＜]/?SYS[>＞][>＞]",
-    r"(?i:[<＜]/?(?:s|bos|eos|pad|unk|cls|sep|mask|bos_token|eos_token|pad_token|unk_token|sop|eop|eoh|eoa|eot|eod|image"
-    r"|start_of_turn|end_of_turn|start_of_image|end_of_image|start_header_id|end_header_id|end_of_text|endoftext"
+    r"(?i:[<＜]/?(?:s|bos|eos|pad|unk|cls|sep|mask|bos_token|eos_token|pad_token|unk_token|sop|eop|eoh|eoa|eot|eod|eot_id"
+    r"|image|start_of_turn|end_of_turn|start_of_image|end_of_image|start_header_id|end_header_id|end_of_text|endoftext"
     r"|begin_of_text|im_start|im_end|think|thinking|tool|tools|tool_call|tool_calls|tool_response|tool_result|function"
     r"|function_call|function_calls|arg_key|arg_value|answer|unused_?\d+|reserved_?\d+|extra_id_\d+|special_?\d+"
+    r"|fim_prefix|fim_middle|fim_suffix"
     r"|seed:[a-z_]+)[>＞])",
     r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CLS|SEP|MASK|PAD|UNK|BOS|EOS|gMASK|sMASK"
     r"|THINK|IMG|IMG_BREAK|IMG_END|REFERENCE_DOC_\d+)\]",

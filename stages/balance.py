@@ -19,6 +19,7 @@ from corpusprep.stages import _balance_plan as _arithmetic
 from corpusprep.stages._balance_select import take
 from corpusprep.stages._balance_tokens import TokenCounter, tokenizer_file
 from corpusprep.stages._instruct_render import keys_of_rows, pairs_of
+from corpusprep.stages._instruct_text import plain
 from corpusprep.stages.instruct import InstructSettings
 
 __all__ = [
@@ -166,6 +167,7 @@ def balance(
         RunError: the tokenizer cannot be had, or there is no `quality` to choose by.
         SettingsError: the floors ask for more than the budget.
     """
+    table = plain(table)
     if "tokens" not in table.column_names:
         tokens = TokenCounter(settings).count_rows(table, instruct, seed)
         table = table.append_column("tokens", pa.array(tokens))
@@ -297,14 +299,12 @@ def count_pairs(rows: pa.Table) -> dict[str, PairCount]:
 
 def _codes(pairs: pa.ChunkedArray[Any]) -> tuple[list[str], npt.NDArray[np.uint16]]:
     """The distinct names of a column, in order, and which of them each row has."""
-    column = _text.series(pairs)
-    names = sorted(column.unique().to_list())
-    code = (
-        column.replace_strict(names, list(range(len(names))), return_dtype=pl.UInt16)
-        if names
-        else column.cast(pl.UInt16)
-    )
-    return names, code.to_numpy()
+    encoded: Any = pairs if pa.types.is_dictionary(pairs.type) else pairs.cast(pa.large_string()).dictionary_encode()
+    chunks = encoded.unify_dictionaries().chunks
+    found = chunks[0].dictionary.to_pylist() if chunks else []
+    names = sorted(found)
+    rank = np.array([names.index(name) for name in found], np.uint16)
+    return names, np.concatenate([rank[:0], *(rank[chunk.indices.to_numpy()] for chunk in chunks)])
 
 
 def _keyed(settings: Mapping[str, float], pair: str) -> str | None:
@@ -342,9 +342,9 @@ def _weights(available: Mapping[str, int], settings: BalanceSettings) -> tuple[d
     for pair, tokens in available.items():
         if tokens:
             groups[_keyed(settings.shares, pair)].append(pair)
-    shares: dict[str | None, float] = {**settings.shares, None: max(0.0, 1 - sum(settings.shares.values()))}
+    rest = max(0.0, 1 - sum(settings.shares.values()))
     wanted = dict.fromkeys(available, 0.0)
     for key, group in groups.items():
-        whole = sum(weights[pair] for pair in group)
-        wanted.update((pair, shares[key] * weights[pair] / whole) for pair in group)
+        share, whole = rest if key is None else settings.shares[key], sum(weights[pair] for pair in group)
+        wanted.update((pair, share * weights[pair] / whole) for pair in group)
     return wanted, {key: share for key, share in settings.shares.items() if share and not groups[key]}

@@ -31,6 +31,7 @@ from corpusprep.stages._instruct_tokens import special_tokens
 __all__ = [
     "DEFAULT_TEMPLATES",
     "REASONS",
+    "VALIDATION_SALT",
     "CardFacts",
     "InstructSettings",
     "PairFacts",
@@ -120,6 +121,7 @@ def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), s
         kept: one row an example, as `format_examples` gives it, in order of the seeded hash of row, direction and copy;
         with `validation` also `split` (`train` or `validation`). dropped: the rows for `REASONS`.
     """
+    table = _text.plain(table)
     rows, dropped = split(table, screen(table, settings), list(REASONS))
     examples = Examples(rows, settings, seed)
     order = examples.shuffled()

@@ -46,39 +46,59 @@ def _hex4(data: Bytes, i: int, end: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
+def _escape(data: Bytes, i: int, end: int) -> int:
+    """The end of an escape that begins at i (of both halves where it is a surrogate pair), or -1."""
+    if i + 1 >= end:
+        return -1
+    code = data[i + 1]
+    if code in (34, 92, 47, 98, 102, 110, 114, 116):
+        return i + 2
+    if code != 117:
+        return -1
+    value = _hex4(data, i + 2, end)
+    if value < 0 or 0xDC00 <= value <= 0xDFFF:
+        return -1
+    i += 6
+    if 0xD800 <= value <= 0xDBFF:
+        if i + 6 > end or data[i] != 92 or data[i + 1] != 117:
+            return -1
+        low = _hex4(data, i + 2, end)
+        if low < 0xDC00 or low > 0xDFFF:
+            return -1
+        i += 6
+    return i
+
+
+@numba.njit(cache=True, nogil=True)
 def _string(data: Bytes, i: int, end: int) -> tuple[int, bool]:
     """The end of a string that opens at i (the place of its closing quote), and whether it has escapes; -1: unsure."""
     escaped = False
     i += 1
     while i < end:
-        byte = data[i]
-        if byte == 34:
-            return i, escaped
-        if byte < 32:
-            return -1, escaped
-        if byte != 92:
-            i += 1
-            continue
-        escaped = True
-        if i + 1 >= end:
-            return -1, escaped
-        code = data[i + 1]
-        if code == 117:  # \u
-            value = _hex4(data, i + 2, end)
-            if value < 0 or 0xDC00 <= value <= 0xDFFF:
+        stop = end
+        if i + 16 <= end:  # 16 bytes at once where none of them needs a look
+            stop = i + 16
+            chunk = data[i : i + 16]
+            hit = np.uint8(0)
+            for j in range(16):
+                odd = (chunk[j] == 34) | (chunk[j] == 92) | (chunk[j] < 32)
+                hit |= np.uint8(1) if odd else np.uint8(0)
+            if hit == 0:
+                i = stop
+                continue
+        while i < stop:
+            byte = data[i]
+            if byte == 34:
+                return i, escaped
+            if byte < 32:
                 return -1, escaped
-            i += 6
-            if 0xD800 <= value <= 0xDBFF:
-                if i + 6 > end or data[i] != 92 or data[i + 1] != 117:
-                    return -1, escaped
-                low = _hex4(data, i + 2, end)
-                if low < 0xDC00 or low > 0xDFFF:
-                    return -1, escaped
-                i += 6
-        elif code in (34, 92, 47, 98, 102, 110, 114, 116):
-            i += 2
-        else:
-            return -1, escaped
+            if byte != 92:
+                i += 1
+                continue
+            escaped = True
+            i = _escape(data, i, end)
+            if i < 0:
+                return -1, escaped
     return -1, escaped
 
 
@@ -192,7 +212,7 @@ def _skip(data: Bytes, i: int, end: int) -> int:
 def _same(data: Bytes, start: int, end: int, names: Bytes, name_start: int, name_end: int) -> bool:
     if end - start != name_end - name_start:
         return False
-    for k in range(end - start):
+    for k in range(end - start):  # noqa: SIM110  Numba has no all()
         if data[start + k] != names[name_start + k]:
             return False
     return True

@@ -62,20 +62,36 @@ class Table(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def _cut(data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]) -> None:
+def _cut(
+    data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]
+) -> None:
     width = cuts.shape[1] - 1
     for i in range(starts.size):
         cuts[i, 0] = starts[i] - 1
-        n = 0
-        for k in range(starts[i], ends[i]):
-            if data[k] == 9:
-                n += 1
-                if n <= width:
-                    cuts[i, n] = k
+        n, k, end = 0, starts[i], ends[i]
+        while n < width and k < end:
+            stop = min(k + 32, end)
+            if k + 32 <= end:
+                chunk = data[k : k + 32]
+                hit = np.uint8(0)
+                for j in range(32):
+                    hit |= np.uint8(1) if chunk[j] == 9 else np.uint8(0)
+                if hit == 0:
+                    k = stop
+            while k < stop:
+                k += 1
+                if data[k - 1] == 9:
+                    n += 1
+                    cuts[i, n] = k - 1
+                    if n == width:
+                        break
+        rest = data[k:end]
+        for j in range(rest.size):  # a sum of comparisons, which the compiler makes a vector loop
+            n += rest[j] == 9
         n += 1
         counts[i] = n
-        for k in range(n, width + 1):
-            cuts[i, k] = ends[i]
+        for column in range(n, width + 1):
+            cuts[i, column] = end
 
 
 @numba.njit(cache=True, nogil=True)

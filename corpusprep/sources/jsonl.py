@@ -240,13 +240,16 @@ def _texts(lines: Lines, begins: Any, finishes: Any, kinds: Any) -> tuple[pa.Arr
     """Strings without their escapes, and which of them hold NUL."""
     n = len(begins)
     begins, finishes, kinds = (np.ascontiguousarray(each) for each in (begins, finishes, kinds))
-    out = np.empty(int((finishes - begins).sum()), np.uint8)
+    buffer = pa.allocate_buffer(int((finishes - begins).sum()))
+    out = np.frombuffer(memoryview(buffer), np.uint8) if buffer.size else np.empty(0, np.uint8)
     places = np.empty(n + 1, np.int64)
     unescape(lines.data, begins, finishes, kinds, out, places)
+    out = out[: places[n]]
     nul = np.zeros(n, np.bool_)
-    zeros = np.flatnonzero(out[: places[n]] == 0)
-    nul[np.searchsorted(places, zeros, "right") - 1] = True
-    return gather(out, places[:-1], places[1:]), nul
+    if out.size and out.min() == 0:
+        nul[np.searchsorted(places, np.flatnonzero(out == 0), "right") - 1] = True
+    offsets = pa.py_buffer(memoryview(places.astype(np.int32)))  # a batch is far below 2 GiB
+    return pa.Array.from_buffers(pa.string(), n, [None, offsets, buffer]), nul
 
 
 def _batch(

@@ -40,13 +40,29 @@ class Lines(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def _positions(data: Bytes, byte: int, out: Spans) -> int:
-    """Writes where a byte stands in the data, and how often it does."""
-    n = 0
-    for i in range(data.size):
-        if data[i] == byte:
+def _feeds(data: Bytes, begin: int, end: int, out: Spans, n: int) -> int:
+    """Writes where line feeds stand in `data[begin:end]` behind the first n places; returns how many there are then.
+
+    64 bytes at once are looked over by vector instructions (a slice, since indexes that cannot be negative let the
+    compiler do so): three times as fast as byte by byte.
+    """
+    i = begin
+    while i + 64 <= end:
+        chunk = data[i : i + 64]
+        hit = np.uint8(0)
+        for j in range(64):
+            hit |= np.uint8(1) if chunk[j] == 10 else np.uint8(0)
+        if hit != 0:
+            for j in range(64):
+                if chunk[j] == 10:
+                    out[n] = i + j
+                    n += 1
+        i += 64
+    while i < end:
+        if data[i] == 10:
             out[n] = i
             n += 1
+        i += 1
     return n
 
 
@@ -113,9 +129,9 @@ def all_valid(data: Bytes) -> bool:
         return True
     if data.min() == 0:
         return False
-    offsets = np.array([0, data.size], np.int32 if data.size < 1 << 31 else np.int64)
-    kind = pa.string() if offsets.dtype == np.int32 else pa.large_string()
-    whole = pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    offsets = memoryview(np.array([0, data.size], np.int64))
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(memoryview(data))]
+    whole = pa.Array.from_buffers(pa.large_string(), 1, buffers)
     try:
         whole.validate(full=True)
     except pa.ArrowInvalid:
@@ -137,12 +153,13 @@ def gather(data: Bytes, starts: Spans, ends: Spans) -> pa.Array[Any]:
     n = starts.size
     total = int((ends - starts).sum())
     large = total >= 1 << 31
-    offsets = np.zeros(n + 1, np.int64 if large else np.int32)
+    offsets: npt.NDArray[Any] = np.zeros(n + 1, np.int64 if large else np.int32)
     np.cumsum(ends - starts, out=offsets[1:])
-    out = np.empty(total, np.uint8)
-    _gather(data, starts, ends, offsets, out)
+    buffer = pa.allocate_buffer(total)  # Arrow's pool, which takes freed memory again
+    if total:
+        _gather(data, starts, ends, offsets, np.frombuffer(memoryview(buffer), np.uint8))
     kind = pa.large_string() if large else pa.string()
-    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(offsets), pa.py_buffer(out)])
+    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(memoryview(offsets)), buffer])
 
 
 def decode(data: Bytes, start: int, end: int) -> str:
@@ -153,8 +170,8 @@ def decode(data: Bytes, start: int, end: int) -> str:
 class LineCutter:
     """Cuts a stream of blocks into lines, at line feeds only.
 
-    `fill` reads on until enough whole lines are at hand, `take` hands out the first of them. A last line without a
-    line feed counts; a line feed at the end makes no further line.
+    `fill` reads on until enough whole lines are at hand, `lines` shows the first of them, `drop` lets them go. A last
+    line without a line feed counts; a line feed at the end makes no further line.
 
     Args:
         stream: blocks of bytes; it may raise InputError.
@@ -166,39 +183,45 @@ class LineCutter:
         self._stream = stream
         self._keep = keep
         self._problems = problems
-        self._blocks: list[bytes | memoryview] = []
-        self._size = 0  # bytes in the blocks
-        self._feeds: list[Spans] = []  # where their line feeds stand, counted from the first block's first byte
-        self._count = 0  # how many those are
-        self._last = -1  # where the last of them stands
+        self._data = np.empty(1 << 20, np.uint8)
+        self._begin = self._end = 0  # the bytes at hand
+        self._feeds = np.empty(1 << 16, np.int64)  # where line feeds stand
+        self._first = self._last = 0  # those of the lines at hand
         self._skipping = False
         self._ended = False
-        self.row = 0
-        """The number of the next line to be taken."""
         self._spoilt: dict[int, int] = {}
+        self.row = 0
+        """The number of the next line to be dropped."""
 
     def fill(self, max_rows: int, max_bytes: int) -> int:
         """Reads on until `max_rows` lines, or lines of more than `max_bytes` in sum, are at hand, or the stream ends.
+        What `lines` has given is void then.
 
         Returns:
             the number of lines at hand.
         """
-        while not self._ended and self._count < max_rows and self._last < max_bytes:
+        while not self._ended and self._last - self._first < max_rows and self._whole() <= max_bytes:
             try:
                 block = next(self._stream, None)
             except InputError as error:
-                row = self.row + self._count
+                row = self.row + self._last - self._first
                 if not self._keep:
                     raise InputError(error.file, error.problem, error.remedy, row) from None
                 self._problems.append(f"{error.file}, row {row}: {error.problem}; what follows is lost.")
-                if self._last + 1 < self._size:
+                if self._begin + self._whole() < self._end:
                     self._spoilt.setdefault(row, TRUNCATED)
                 block = None
-            if block is None:
-                self._end()
-            else:
+            if block is not None:
                 self._add(block)
-        return self._count
+                continue
+            self._ended = True
+            if self._begin + self._whole() < self._end:  # the last line has no line feed of its own
+                self._add(b"\n")
+        return self._last - self._first
+
+    def _whole(self) -> int:
+        """Bytes of the whole lines at hand."""
+        return int(self._feeds[self._last - 1]) + 1 - self._begin if self._last > self._first else 0
 
     def _add(self, block: bytes) -> None:
         if self._skipping:
@@ -206,60 +229,53 @@ class LineCutter:
             if feed < 0:
                 return
             block, self._skipping = block[feed:], False
-        data = np.frombuffer(block, np.uint8)
-        count = block.count(b"\n")
-        if count:
-            feeds = np.empty(count, np.int64)
-            _positions(data, 10, feeds)
-            feeds += self._size
-            self._feeds.append(feeds)
-            self._count += count
-            self._last = int(feeds[-1])
-        self._blocks.append(block)
-        self._size += len(block)
-        if self._size - self._last > MAX_LINE:
-            self._skip()
+        size = len(block)
+        self._make_room(size)
+        self._data[self._end : self._end + size] = np.frombuffer(block, np.uint8)
+        self._last = _feeds(self._data, self._end, self._end + size, self._feeds, self._last)
+        self._end += size
+        unfinished = self._begin + self._whole()
+        if self._end - unfinished > MAX_LINE:  # give the line up but for its beginning
+            self._spoilt[self.row + self._last - self._first] = LINE_LENGTH
+            self._skipping = True
+            self._end = unfinished + _KEPT_OF_LONG_LINE
 
-    def _skip(self) -> None:
-        """Gives up the unfinished line but for its beginning."""
-        self._spoilt[self.row + self._count] = LINE_LENGTH
-        self._skipping = True
-        self._size = self._last + 1 + _KEPT_OF_LONG_LINE
-        self._blocks = [b"".join(self._blocks)[: self._size]]
+    def _make_room(self, size: int) -> None:
+        """Room for a block and its line feeds: what is at hand moves to the front, of a larger buffer if need be.
 
-    def _end(self) -> None:
-        self._ended = True
-        if self._last + 1 < self._size:  # the last line has no line feed of its own
-            self._add(b"\n")
+        The buffer is used again and again: fresh memory costs more than the copy.
+        """
+        held, count = self._end - self._begin, self._last - self._first
+        if self._end + size > self._data.size:
+            old = self._data
+            if held + size > old.size // 2:
+                self._data = np.empty(2 * (held + size), np.uint8)
+            self._data[:held] = old[self._begin : self._end]
+            self._feeds[self._first : self._last] -= self._begin
+            self._begin, self._end = 0, held
+        if self._last + size > self._feeds.size:
+            feeds = self._feeds
+            if count + size > feeds.size // 2:
+                self._feeds = np.empty(2 * (count + size), np.int64)
+            self._feeds[:count] = feeds[self._first : self._last]
+            self._first, self._last = 0, count
 
     def lines(self, count: int) -> Lines:
         """The first `count` lines at hand, which stay at hand."""
-        if len(self._blocks) != 1:
-            self._blocks = [b"".join(self._blocks)]
-        if len(self._feeds) != 1:
-            self._feeds = [np.concatenate(self._feeds) if self._feeds else np.empty(0, np.int64)]
-        data = np.frombuffer(self._blocks[0], np.uint8)
-        ends = self._feeds[0][:count]
-        starts = np.empty_like(ends)
+        ends = self._feeds[self._first : self._first + count]
+        starts = np.empty(count, np.int64)
         if count:
-            starts[0] = 0
+            starts[0] = self._begin
             starts[1:] = ends[:-1] + 1
         spoilt = {row - self.row: verdict for row, verdict in self._spoilt.items() if row - self.row < count}
-        return Lines(data, starts, ends, self.row, spoilt)
+        return Lines(self._data, starts, ends, self.row, spoilt)
 
     def drop(self, count: int) -> None:
         """Lets the first `count` lines go."""
         if not count:
             return
-        feeds = self._feeds[0]
-        begin = int(feeds[count - 1]) + 1
-        self._blocks = [memoryview(self._blocks[0])[begin:]]
-        self._size -= begin
-        self._feeds = [feeds[count:] - begin]
-        self._count -= count
-        self._last -= begin
-        if not self._count:
-            self._last = -1
+        self._first += count
+        self._begin = int(self._feeds[self._first - 1]) + 1
         self.row += count
         self._spoilt = {row: verdict for row, verdict in self._spoilt.items() if row >= self.row}
 
@@ -267,7 +283,6 @@ class LineCutter:
         """How many lines are left, read to the end of the stream and let go."""
         rest = 0
         while count := self.fill(1 << 20, 8 << 20):
-            self.lines(count)
             self.drop(count)
             rest += count
         return rest

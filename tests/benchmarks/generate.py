@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -53,7 +53,7 @@ _SYLLABLES = {
 }
 
 Ids = npt.NDArray[np.int64]
-Text: TypeAlias = "pa.StringArray"
+Text: TypeAlias = "pa.Array[Any]"
 
 
 class Lexicon(NamedTuple):
@@ -209,39 +209,16 @@ class _Gzip:
 
 def _lines(*columns: Text | str) -> pa.Buffer:
     """The rows as lines, columns parted by tabs: the data of one Arrow array."""
-    rows = pc.binary_join_element_wise(*columns, "\t") if len(columns) > 1 else columns[0]
-    rows = pc.binary_join_element_wise(rows, "", "\n")
+    join: Any = pc.binary_join_element_wise
+    rows = join(*columns, "\t") if len(columns) > 1 else columns[0]
+    rows = join(rows, "", "\n")
     first, end = np.frombuffer(rows.buffers()[1], np.int32)[[rows.offset, rows.offset + len(rows)]]
-    return rows.buffers()[2].slice(int(first), int(end - first))
+    data: pa.Buffer = rows.buffers()[2]
+    return data.slice(int(first), int(end - first))
 
 
 def _choices(texts: Sequence[str], count: int, random: np.random.Generator) -> Text:
-    return pa.array(texts, pa.string()).take(pa.array(random.integers(0, len(texts), count)))
-
-
-def write(self, data: bytes | memoryview | pa.Buffer) -> None:
-        self._file.write(self._packer.compress(data))
-
-    def __enter__(self) -> _Gzip:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.write(self._packer.flush())
-        self._file.close()
-
-
-def _lines(*columns: pa.Array | str) -> pa.Buffer:
-    """The rows as lines, columns parted by tabs: the data of one Arrow array."""
-    last = pc.binary_join_element_wise(columns[-1], "", "\n")
-    rows = pc.binary_join_element_wise(*columns[:-1], last, "\t") if len(columns) > 1 else last
-    if isinstance(rows, pa.ChunkedArray):
-        rows = rows.combine_chunks()
-    first, end = np.frombuffer(rows.buffers()[1], np.int32)[[rows.offset, rows.offset + len(rows)]]
-    return rows.buffers()[2].slice(first, end - first)
-
-
-def _choices(texts: Sequence[str], count: int, random: np.random.Generator) -> pa.Array:
-    return pa.array(texts, pa.string()).take(pa.array(random.integers(0, len(texts), count)))
+    return pa.array(texts, pa.string()).take(random.integers(0, len(texts), count))
 
 
 def write(out: Path, layout: str, pair: tuple[str, str], rows: int, seed: int) -> None:

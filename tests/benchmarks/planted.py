@@ -127,13 +127,11 @@ def judge(folder: Path, out: Path, recipe: Recipe, lost: int = 0) -> bool:
     met &= share >= 0.95
     print(f"{'clean groups kept':24}{count:7,}{share:9.4f}{'':9}{0.95:>8}{'' if share >= 0.95 else '  missed'}")
     print("clean groups kept by pair: " + ", ".join(f"{p} {kept_groups[p] / len(g):.3f}" for p, g in sorted(groups.items())))
-    why = (
-        rows.filter((pl.col("label") == "clean") & ~pl.col("kept") & ~pl.struct("pair", "group").is_in(
-            pl.DataFrame({"pair": [p for p, _ in members], "group": [g for _, g in members]}).to_struct() if members else []
-        ))
-        .group_by("reason").len().sort("len", descending=True)
-    )  # fmt: skip
-    print("clean groups lost by reason: " + ", ".join(f"{reason} {n}" for reason, n in why.iter_rows()))
+    why: dict[str, int] = defaultdict(int)
+    for pair, group, label, kept, reason in rows.select("pair", "group", "label", "kept", "reason").iter_rows():
+        if label == "clean" and not kept and (pair, group) not in members:
+            why[reason] += 1
+    print("clean groups lost by reason: " + ", ".join(f"{reason} {n}" for reason, n in sorted(why.items(), key=lambda item: -item[1])))
     return bool(met)
 
 

@@ -1,0 +1,383 @@
+"""Whole runs: accounts, determinism, resumption after kills, and redoing exactly what depends on a change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from corpusprep import CorpusprepError, InputError, Recipe, RunError, RunResult, load_recipe, run
+from corpusprep.pipeline import dry_run
+from corpusprep.stages.instruct import invert
+from corpusprep.store import lock
+
+Corpus = Callable[..., Path]
+
+
+def recipe(data: Path, *overrides: str) -> Recipe:
+    sources = [f"opus100={data / 'opus'}", f"nllb={data / 'nllb'}"]
+    return load_recipe(None, sources=sources, overrides=overrides)
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Name -> hash of every file of the output proper."""
+    files = [path for name in ("mix", "rejects") for path in sorted((out / name).rglob("*")) if path.is_file()]
+    assert files
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rejects(out: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted((out / "rejects").glob("*.parquet"))])
+
+
+def mix(out: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted((out / "mix").glob("*.parquet"))])
+
+
+def redone(result: RunResult) -> dict[str, int]:
+    return {kind: count for kind, count in result.made.items() if count}
+
+
+def test_every_row_is_in_the_mix_or_a_reject(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    result = run(recipe(data), out)
+    lost, kept = rejects(out), mix(out)
+    assert result.manifest is not None
+    assert sum(result.accounts.read.values()) == 900
+    rows = kept.select("source", "shard", "row").unique()
+    assert rows.height + lost.height == 900
+    assert kept.height == 2 * rows.height
+    assert rows.join(lost, on=["source", "shard", "row"]).height == 0
+    for entry in result.accounts.by_stage():
+        assert entry["read"] == entry["kept"] + entry["dropped"]
+    reasons = dict(lost.filter(pl.col("source") == "opus100").select("row", "reason").iter_rows())
+    assert reasons[5] == "clean.empty"
+    assert reasons[6] == "clean.template_tokens"
+    assert reasons[7] == "langid.swapped"
+    assert reasons[3] == "dedup.exact"
+    assert reasons[4] == "dedup.exact"
+    malformed = lost.filter(pl.col("stage") == "read").select("shard", "row", "reason").rows()
+    assert sorted(malformed) == [
+        ("deu_Latn-eng_Latn.gz", 2, "read.columns"),
+        ("deu_Latn-eng_Latn.gz", 5, "read.encoding"),
+        ("part1/deu_Latn-eng_Latn.gz", 2, "read.columns"),
+        ("part1/deu_Latn-eng_Latn.gz", 5, "read.encoding"),
+    ]
+    assert lost["stage"].to_list() == [reason.partition(".")[0] for reason in lost["reason"]]
+
+
+def test_every_example_inverts_to_the_row_that_it_came_from(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(rows=120, shards=0), tmp_path / "out"
+    settings = load_recipe(None, sources=[f"opus100={data / 'opus'}"])
+    run(settings, out)
+    english = (data / "opus/supervised/de-en/opus.de-en-train.en").read_text(encoding="utf-8").split("\n")
+    german = (data / "opus/supervised/de-en/opus.de-en-train.de").read_text(encoding="utf-8").split("\n")
+    back = invert(pq.read_table(next((out / "mix").glob("*.parquet"))), settings.instruct)
+    assert back.num_rows > 200
+    for row, src, tgt in zip(back["row"].to_pylist(), back["src"].to_pylist(), back["tgt"].to_pylist(), strict=True):
+        assert (src, tgt) == (english[row], german[row])
+
+
+def test_manifest_names_recipe_inputs_counts_and_checksums(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data, "name=trial", "seed=9"), out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["name"] == "trial"
+    assert manifest["recipe"]["seed"] == 9
+    assert len(manifest["inputs"]) == 3
+    assert manifest["counts"]["read"] == 900
+    assert manifest["counts"]["kept"] == manifest["mix"]["pairs"]["en-de"]["rows"]
+    assert manifest["tokens"]["counted"] == "estimate from bytes"
+    assert {f["path"]: f["sha256"] for f in manifest["files"]} == digests(out)
+
+
+def test_workers_do_not_change_a_byte(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(shards=4)
+    run(recipe(data), tmp_path / "one", workers=1)
+    run(recipe(data), tmp_path / "two", workers=2)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_a_second_run_makes_nothing(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    again = run(recipe(data), out)
+    assert redone(again) == {}
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_changed_line_redoes_its_shard_and_what_follows(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data), out)
+    file = data / "opus/supervised/de-en/opus.de-en-train.en"
+    lines = file.read_text(encoding="utf-8").split("\n")
+    lines[20] = lines[20].replace("The ", "Perhaps the ").replace("We ", "Perhaps we ")
+    file.write_text("\n".join(lines), encoding="utf-8")
+    changed = run(recipe(data), out)
+    assert redone(changed)["pass1"] == 1
+    assert changed.reused["pass1"] == 2
+    run(recipe(data), tmp_path / "fresh")
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_a_changed_pair_leaves_other_pairs_alone(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    other = data / "nllb" / "eng_Latn-fra_Latn"
+    other.write_text("".join(f"Line {i} of this file\tLigne {i} de ce fichier\t1.1\t1\t1\ta\tb\tc\td\n" for i in range(50)))
+    run(recipe(data), out)
+    other.write_text(other.read_text() + "One more line here\tEncore une ligne ici\t1.1\t1\t1\ta\tb\tc\td\n")
+    changed = run(recipe(data), out)
+    counts = redone(changed)
+    for kind in ("pass1", "dedup", "state", "quality", "tokens", "balance"):
+        assert counts[kind] == 1, kind
+    assert changed.reused["quality"] == 3
+    run(recipe(data), tmp_path / "fresh")
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("override", "untouched", "made"),
+    [
+        ("quality.threshold=0.6", ("pass1", "dedup", "state", "quality"), ("tokens",)),
+        ("balance.budget=20000", ("pass1", "dedup", "state", "quality", "tokens"), ("balance",)),
+        ("dedup.max_distance=2", ("pass1",), ("dedup",)),
+        ("instruct.format=alpaca", ("pass1", "dedup", "state", "quality"), ("render", "mix")),
+        ("instruct.validation=20", ("pass1", "dedup", "state", "quality", "tokens", "balance"), ("render", "mix")),
+        ("rejects.text=all", ("pass1", "dedup", "state", "quality", "tokens", "balance"), ("render",)),
+        ("clean.max_chars=60", (), ("pass1",)),
+    ],
+)
+def test_a_changed_setting_redoes_what_depends_on_it(
+    bitext: Corpus, tmp_path: Path, override: str, untouched: tuple[str, ...], made: tuple[str, ...]
+) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data), out)
+    changed = run(recipe(data, override), out)
+    counts = redone(changed)
+    for kind in untouched:
+        assert kind not in counts, (kind, counts)
+    for kind in made:
+        assert counts[kind] > 0
+    run(recipe(data, override), tmp_path / "fresh")
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_changed_evaluation_text_is_noticed(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    pairs = (data / "opus/supervised/de-en/opus.de-en-train.en").read_text(encoding="utf-8").split("\n")
+    against = tmp_path / "evaluation.txt"
+    against.write_text("Nothing of this sentence is anywhere in the corpus, I hope.\n")
+    settings = recipe(data, f"dedup.against=['{against}']")
+    run(settings, out)
+    assert "dedup.evaluation" not in rejects(out)["reason"].to_list()
+    stamp = against.stat()
+    against.write_text(f"{pairs[30]}\n")
+    os.utime(against, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    changed = run(settings, out)
+    assert redone(changed)["pass1"] == 3
+    leaks = rejects(out).filter(pl.col("reason") == "dedup.evaluation")
+    assert (30, "opus100") in leaks.select("row", "source").rows()
+    run(settings, tmp_path / "fresh")
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_dev_and_test_files_are_protected_unless_switched_off(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(shards=0)
+    folder = data / "opus/supervised/de-en"
+    for code in ("en", "de"):
+        lines = (folder / f"opus.de-en-train.{code}").read_text(encoding="utf-8").split("\n")
+        (folder / f"opus.de-en-test.{code}").write_text(f"{lines[40]}\n", encoding="utf-8")
+    settings = load_recipe(None, sources=[f"opus100={data / 'opus'}"])
+    run(settings, tmp_path / "on")
+    assert rejects(tmp_path / "on").filter(pl.col("reason") == "dedup.evaluation")["row"].to_list() == [40]
+    off = load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=["source.0.protect=false"])
+    run(off, tmp_path / "off")
+    assert "dedup.evaluation" not in rejects(tmp_path / "off")["reason"].to_list()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(shards=3), tmp_path / "out"
+    run(recipe(data), tmp_path / "whole")
+    draw = random.Random(11)
+    command = [sys.executable, "-m", "corpusprep", "run", "--quiet", "--out", str(out), "--workers", "2"]
+    command += ["--source", f"opus100={data / 'opus'}", "--source", f"nllb={data / 'nllb'}"]
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        limit = 1.5 + draw.random() * 6
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < limit:
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        assert process.stderr is not None
+        message = process.stderr.read()
+        process.stderr.close()
+        process.wait()
+        if process.returncode == 0:
+            if kills >= 4:
+                break
+            (out / "manifest.json").unlink()
+            if attempt % 2:
+                for kind in ("tokens", "balance", "output"):
+                    for path in (out / "parts" / kind).glob("*"):
+                        path.unlink() if path.is_file() else None
+        else:
+            assert process.returncode == -signal.SIGKILL, message.decode()
+    assert kills >= 4
+    run(recipe(data), out)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_folder_in_use_is_refused(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(rows=20, shards=0), tmp_path / "out"
+    settings = load_recipe(None, sources=[f"opus100={data / 'opus'}"])
+    script = "import sys; from corpusprep.store import lock; from pathlib import Path\nwith lock(Path(sys.argv[1])): print('held', flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", script, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(RunError, match="another corpusprep process"):
+        run(settings, out)
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    with lock(out):
+        pass
+    run(settings, out)
+
+
+def test_one_row_and_no_rows(tmp_path: Path) -> None:
+    one, none = tmp_path / "one.en-de.tsv", tmp_path / "none.en-de.tsv"
+    one.write_text("The old bridge near the village is closed today.\tDie alte Brücke beim Dorf ist heute gesperrt.\n")
+    none.write_text("")
+    result = run(load_recipe(None, sources=[f"tsv={one}"]), tmp_path / "out1")
+    assert result.accounts.kept() == 1
+    assert mix(tmp_path / "out1").height == 2
+    assert rejects(tmp_path / "out1").height == 0
+    result = run(load_recipe(None, sources=[f"tsv={none}"]), tmp_path / "out0")
+    assert result.accounts.kept() == 0
+    assert mix(tmp_path / "out0").height == 0
+    assert any("none.en-de.tsv" in note for note in result.notes)
+
+
+def test_each_stage_can_be_skipped(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=60, shards=1)
+    off = [f"{stage}.enabled=false" for stage in ("clean", "langid", "dedup", "quality", "balance")]
+    result = run(recipe(data, *off), tmp_path / "out")
+    stages = {stage for stage, _, _ in result.accounts.dropped}
+    assert stages == {"read", "instruct"}  # template tokens and blank text are refused whatever is switched off
+    for override in off:
+        run(recipe(data, override), tmp_path / override)
+
+
+def test_until_stops_and_goes_on(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    for stage, kind in [("langid", "pass1"), ("dedup", "dedup"), ("quality", "quality"), ("balance", "balance")]:
+        result = run(recipe(data), out, until=stage)
+        assert result.manifest is None
+        assert redone(result)[kind] > 0
+        assert not (out / "mix").exists()
+    final = run(recipe(data), out)
+    assert set(redone(final)) == {"render", "mix"}
+
+
+def test_redo_makes_a_stage_and_what_follows_again(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data), out)
+    before = digests(out)
+    result = run(recipe(data), out, redo="quality")
+    assert set(redone(result)) == {"state", "quality", "tokens", "balance", "render", "mix"}
+    assert digests(out) == before
+
+
+def test_a_damaged_file_stops_the_run_or_is_kept(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    file = data / "nllb" / "deu_Latn-eng_Latn.gz"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(InputError, match="deu_Latn-eng_Latn.gz"):
+        run(recipe(data), out)
+    kept = run(recipe(data, "source.1.on_error=keep"), out)
+    assert any("deu_Latn-eng_Latn.gz" in note for note in kept.notes)
+    assert kept.manifest is not None
+    assert kept.manifest["notes"] == kept.notes
+
+
+def test_a_pair_that_is_nowhere_is_an_error(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=20)
+    with pytest.raises(CorpusprepError, match="en-sw"):
+        run(recipe(data, "source.0.pairs=['en-de', 'en-sw']"), tmp_path / "out")
+
+
+def test_users_stage_and_its_mistakes(bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mystages.py").write_text(
+        "import pyarrow.compute as pc, pyarrow as pa\n"
+        "def no_bread(table, options):\n"
+        "    bad = pc.match_substring(table['src'], options['word'])\n"
+        "    lost = table.filter(bad)\n"
+        "    return table.filter(pc.invert(bad)), lost.append_column('reason', pa.repeat('word', lost.num_rows))\n"
+        "def loses_rows(table, options):\n"
+        "    return table.slice(0, 1), table.slice(0, 0).append_column('reason', pa.array([], pa.string()))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = bitext()
+    stage = "stage=[{function='mystages:no_bread', after='clean', options={word='bread'}}]"
+    run(recipe(data, stage), tmp_path / "out")
+    lost = rejects(tmp_path / "out").filter(pl.col("stage") == "no_bread")
+    assert lost.height > 50
+    assert set(lost["reason"]) == {"no_bread.word"}
+    with pytest.raises(RunError, match="Each row must be in one of the two"):
+        run(recipe(data, "stage=[{function='mystages:loses_rows'}]"), tmp_path / "bad")
+    with pytest.raises(CorpusprepError, match="cannot be imported"):
+        run(recipe(data, "stage=[{function='mystages:missing'}]"), tmp_path / "bad")
+
+
+def test_clusters_name_the_row_that_is_kept(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data, "dedup.clusters=true"), out)
+    lost = rejects(out).filter(pl.col("row") == 3, pl.col("source") == "opus100")
+    assert lost.select("reason", "keeper_source", "keeper_row").rows() == [("dedup.exact", "opus100", 0)]
+
+
+def test_validation_rows_are_split_off(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data, "instruct.validation=25"), out)
+    held = pl.read_parquet(next((out / "mix" / "validation").glob("*.parquet")))
+    assert held.select("source", "shard", "row").unique().height == 25
+    assert held.join(mix(out), on=["source", "shard", "row"]).height == 0
+
+
+def test_the_mix_loads_with_datasets(bitext: Corpus, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    data, out = bitext(rows=80), tmp_path / "out"
+    run(recipe(data, "instruct.validation=5"), out)
+    cache = str(tmp_path / "cache")
+    mixed = load_dataset("parquet", data_files=str(out / "mix" / "*.parquet"), split="train", cache_dir=cache)
+    assert mixed[0]["messages"][0]["role"] == "user"
+    assert mixed.num_rows == mix(out).height
+    by_card = load_dataset(str(out / "mix"), cache_dir=cache)
+    assert by_card["validation"].num_rows == 10
+    assert by_card["train"].num_rows == mixed.num_rows
+
+
+def test_dry_run_reads_heads_only(bitext: Corpus) -> None:
+    text = dry_run(recipe(bitext()))
+    assert "3 shards of 2 sources" in text
+    assert "en-de" in text
+    assert "template_tokens 1" in text
