@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from corpusprep import codes
@@ -123,19 +124,22 @@ class TokenCounter:
             counts = self._estimate(pairs, examples.backward, asked, answer, affix, instruct)
         return np.bincount(examples.row, weights=counts, minlength=table.num_rows).astype(np.int32)
 
-    def fitted(self, sample: pa.Table) -> TokenCounter:
+    def fitted(self, sample: pa.Table, instruct: InstructSettings) -> TokenCounter:
         """An estimating counter whose figures by language are this one's on a sample.
 
         With it a plan costs no exact count of all rows; count those that it may select.
 
         Args:
             sample: rows `src tgt src_lang tgt_lang` of any languages, some hundreds a language.
+            instruct: how examples are made; what its templates say is fitted too, as the language `template`.
         """
+        halves = [pa.chunked_array([half]) for half in all_halves(pairs_of(sample).sides, instruct)]
+        columns = [(sample[side], text.series(sample[f"{side}_lang"])) for side in ("src", "tgt")]
+        columns += [(half, pl.repeat("template", len(half), eager=True)) for half in halves]
         totals: dict[str, tuple[int, int]] = {}
-        for side in ("src", "tgt"):
-            languages = text.series(sample[f"{side}_lang"])
+        for column, languages in columns:
             for language in sorted(languages.unique().to_list()):
-                texts = sample[side].filter(pa.array((languages == language).to_numpy()))
+                texts = column.filter(pa.array((languages == language).to_numpy()))
                 size, count = totals.get(language, (0, 0))
                 size += int(np.diff(string_buffers(texts)[0]).sum())
                 totals[language] = (size, count + int(self.count(texts, language).sum(dtype=np.int64)))
@@ -164,10 +168,10 @@ class TokenCounter:
     ) -> npt.NDArray[np.int64]:
         """Tokens of n examples from the bytes of the text, of the answer, and of the template around the text."""
         ratios = np.array([[self._ratio(a), self._ratio(b)] for a, b in pairs.sides]).reshape(-1, 2)
-        english = self._ratio("en")
+        prose = self.bytes_per_token.get("template") or self._ratio("en")
         tokens = _whole(asked / ratios[pairs.code, backward]) + _whole(answer / ratios[pairs.code, 1 - backward])
-        system = len((instruct.system or "").encode()) / english
-        return tokens + _whole(affix / english + system) + self._overhead(instruct)
+        system = len((instruct.system or "").encode()) / prose
+        return tokens + _whole(affix / prose + system) + self._overhead(instruct)
 
     def _overhead(self, instruct: InstructSettings) -> int:
         return self._settings.message_overhead * (3 if instruct.system is not None else 2)

@@ -132,6 +132,24 @@ def _decimals(
         out[i] = -(mantissa / scale) if negative else mantissa / scale
 
 
+@numba.njit(cache=True, nogil=True)
+def _cut_and_read(
+    data: Bytes,
+    starts: Spans,
+    ends: Spans,
+    cuts: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int32],
+    column: int,
+    out: npt.NDArray[np.float64],
+    state: npt.NDArray[np.int8],
+) -> None:
+    """`_cut`, and `_decimals` of a column while its lines are in the cache."""
+    for i in range(0, starts.size, 1024):
+        part = slice(i, min(i + 1024, starts.size))
+        _cut(data, starts[part], ends[part], cuts[part], counts[part])
+        _decimals(data, cuts[part, column] + 1, cuts[part, column + 1], out[part], state[part])
+
+
 def cut(lines: Lines, width: int) -> Table:
     """Finds the first `width` columns of each line, and how many it has."""
     n = lines.starts.size
@@ -141,11 +159,29 @@ def cut(lines: Lines, width: int) -> Table:
     return Table(lines, cuts, counts)
 
 
+def cut_and_read(
+    lines: Lines, width: int, column: int
+) -> tuple[Table, npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """`cut`, and `numbers` of one of the columns."""
+    n = lines.starts.size
+    table = Table(lines, np.empty((n, width + 1), np.int64), np.empty(n, np.int32))
+    values, state = np.empty(n, np.float64), np.empty(n, np.int8)
+    _cut_and_read(lines.data, lines.starts, lines.ends, table.cuts, table.counts, column, values, state)
+    return table, *_narrow(lines.data, *table.spans(column), values, state)
+
+
 def numbers(data: Bytes, starts: Spans, ends: Spans) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """Fields as float32, and for each whether it is a number: 0 it is, 1 it is empty or NaN, 2 it is something else."""
     values = np.empty(starts.size, np.float64)
     state = np.empty(starts.size, np.int8)
     _decimals(data, starts, ends, values, state)
+    return _narrow(data, starts, ends, values, state)
+
+
+def _narrow(
+    data: Bytes, starts: Spans, ends: Spans, values: npt.NDArray[np.float64], state: npt.NDArray[np.int8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Reads with Python what the kernel left, and makes float32 of all."""
     for i in np.flatnonzero(state == 2).tolist():
         field = data[starts[i] : ends[i]].tobytes().strip(b" \r")
         if _NUMBER.fullmatch(field):
@@ -207,19 +243,21 @@ def _batch(
     fields = [columns.first, columns.second, *(columns.languages or ())]
     if columns.score is not None:
         fields.append(columns.score)
-    table = cut(lines, max(fields) + 1)
+    width = max(fields) + 1
+    score: npt.NDArray[np.float32] | None = None
+    state: npt.NDArray[np.int8] | None = None
+    if columns.score is None:
+        table = cut(lines, width)
+    else:
+        table, score, state = cut_and_read(lines, width, columns.score)
     data = lines.data
     verdict = np.zeros(lines.starts.size, np.int8)
     verdict[table.counts != columns.count] = COLUMNS
     for i, reason in lines.spoilt.items():
         verdict[i] = reason
     check_text(data, lines.starts, lines.ends, verdict)
-    score: npt.NDArray[np.float32] | None = None
-    no_score: npt.NDArray[np.bool_] | None = None
-    if columns.score is not None:
-        score, state = numbers(data, *table.spans(columns.score))
+    if state is not None:
         verdict[(state == 2) & (verdict == 0)] = SCORE
-        no_score = state != 0
     languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
     swap: npt.NDArray[np.bool_] | None = None
     if columns.languages is not None and shard.pair is None:
@@ -246,14 +284,14 @@ def _batch(
         good = verdict == 0
         rows = rows[good]
         sides = [(starts[good], ends[good]) for starts, ends in sides]
-        if score is not None and no_score is not None:
-            score, no_score = score[good], no_score[good]
+        if score is not None and state is not None:
+            score, state = score[good], state[good]
     return make_batch(
         shard,
         rows,
         gather(data, *sides[0]),
         gather(data, *sides[1]),
-        score=None if score is None else pa.array(score, mask=no_score),
+        score=None if score is None or state is None else pa.array(score, mask=state != 0),
         languages=languages,
         swap=swap,
         rejects=rejects,

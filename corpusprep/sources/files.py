@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import difflib
 import errno
 import functools
@@ -12,12 +13,15 @@ import io
 import lzma
 import os
 import posixpath
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from corpusprep.errors import InputError
+
+Fetch = Callable[[int], bytes]
 
 BLOCK = 256 << 10  # what fits the cache beside its unpacked form: a MiB took 1.4 times as long
 _INPUT = 256 << 10
@@ -290,50 +294,55 @@ def blocks(path: str, *, salvage: bool = False) -> Iterator[bytes]:
     """
     kind = _PACKED.get(os.path.splitext(path)[1])
     with open_binary(path) as stream:
+        fetch = _reader(stream, path)
         if kind is None:
-            yield from _plain(stream, path)
+            while block := fetch(BLOCK):
+                yield block
             return
         given = 0
         try:
-            for block in _unpack(stream, path, kind):
+            for block in _unpack(fetch, printable(path), kind):
                 given += len(block)
                 yield block
         except InputError:
             if salvage and kind == "gzip":
                 stream.seek(0)
-                yield from _salvage(stream, given)
+                yield from _salvage(fetch, given, 31)
             raise
 
 
-def _plain(stream: BinaryIO, path: str) -> Iterator[bytes]:
-    while True:
+def _reader(stream: BinaryIO, path: str, size: int | None = None) -> Fetch:
+    """A function that reads at most so many bytes of a stream; of its next `size` bytes only, where given."""
+    left = size
+
+    def fetch(most: int) -> bytes:
+        nonlocal left
         try:
-            block = stream.read(BLOCK)
+            data = stream.read(most if left is None else min(most, left))
         except Exception as error:  # remote file systems raise errors of their own
             raise _unreadable(path, error) from None
-        if not block:
-            return
-        yield block
+        if left is not None:
+            left -= len(data)
+        return data
+
+    return fetch
 
 
-def _unpack(stream: BinaryIO, path: str, kind: str) -> Iterator[bytes]:
+def _unpack(fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
     """The members of a compressed stream one after the other, a bounded block at a time."""
-    name = printable(path)
     make: Callable[[], Any]
     if kind == "gzip":
         from isal import igzip_lib
 
-        errors: tuple[type[BaseException], ...] = (igzip_lib.IsalError, ValueError, OverflowError)
         make = functools.partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
         magic = b"\x1f\x8b"
     elif kind == "bzip2":
-        make, errors, magic = bz2.BZ2Decompressor, (OSError, EOFError, ValueError), b"BZh"
+        make, magic = bz2.BZ2Decompressor, b"BZh"
     else:
-        make, errors, magic = lzma.LZMADecompressor, (lzma.LZMAError, EOFError, ValueError), b"\xfd7zXZ"
-    fetch = _reader(stream, path)
-    data, members = fetch(), 0
+        make, magic = lzma.LZMADecompressor, b"\xfd7zXZ"
+    data, members = fetch(_INPUT), 0
     while data:
-        while len(data) < len(magic) and (more := fetch()):
+        while len(data) < len(magic) and (more := fetch(_INPUT)):
             data += more
         if not data.startswith(magic):
             if members:
@@ -341,143 +350,186 @@ def _unpack(stream: BinaryIO, path: str, kind: str) -> Iterator[bytes]:
                 raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before')
             remedy = "Rename it without the suffix if it is plain text, or fetch it again"
             raise InputError(name, f"it is not {kind}, though its name says so", remedy)
-        unpacker = make()
-        while not unpacker.eof:
-            try:
-                block = unpacker.decompress(data, BLOCK)
-            except errors as error:
-                remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
-                raise InputError(name, f"its {kind} data is damaged ({error})", remedy) from None
-            data = b""
-            if block:
-                yield block
-            if unpacker.needs_input and not unpacker.eof:
-                data = fetch()
-                if not data:
-                    remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
-                    raise InputError(name, f"its {kind} data breaks off before its end", remedy)
+        data = yield from _inflate(make(), data, fetch, name, kind)
         members += 1
-        data = unpacker.unused_data
         while not data.strip(b"\0"):  # members may be padded with zeros
-            data = fetch()
+            data = fetch(_INPUT)
             if not data:
                 return
-        if data[:1] == b"\0":
-            data = data.lstrip(b"\0")
+        data = data.lstrip(b"\0")
 
 
-def _reader(stream: BinaryIO, path: str) -> Callable[[], bytes]:
-    def fetch() -> bytes:
+def _inflate(
+    unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str
+) -> Generator[bytes, None, bytes]:
+    """The content of one compressed member; returns what was read beyond its end.
+
+    Args:
+        unpacker: one of the standard library's decompressors, or isal's, which have one interface.
+        data: the member's first bytes, already read.
+    """
+    while not unpacker.eof:
         try:
-            return stream.read(_INPUT)
-        except Exception as error:
-            raise _unreadable(path, error) from None
+            block = unpacker.decompress(data, BLOCK)
+        except Exception as error:  # IsalError and zlib's are Exceptions, the others OSErrors or ValueErrors
+            remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
+            raise InputError(name, f"its {kind} data is damaged ({error})", remedy) from None
+        data = b""
+        if block:
+            yield block
+        if unpacker.needs_input and not unpacker.eof:
+            data = fetch(_INPUT)
+            if not data:
+                remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
+                raise InputError(name, f"its {kind} data breaks off before its end", remedy)
+    unused: bytes = unpacker.unused_data
+    return unused
 
-    return fetch
 
-
-def _salvage(stream: BinaryIO, given: int) -> Iterator[bytes]:
-    """What a damaged gzip still holds beyond its first `given` bytes.
+def _salvage(fetch: Fetch, given: int, wbits: int) -> Iterator[bytes]:
+    """What a damaged deflate stream still holds beyond its first `given` bytes.
 
     isal gives nothing from a call that meets an error; zlib can be asked for one byte at a time, from a copy of the
     state before the call that failed.
     """
-    unpacker = zlib.decompressobj(31)
+    unpacker = zlib.decompressobj(wbits)
     data = b""
     seen = 0
     while True:
         if not data:
-            data = stream.read(_INPUT)
+            data = fetch(_INPUT)
             if not data:
                 return
         before, fed = unpacker.copy(), data
         try:
             block = unpacker.decompress(data, _EDGE)
         except zlib.error:
-            unpacker, data = before, fed
             found = bytearray()
-            try:
-                while len(found) < _EDGE:
-                    byte = unpacker.decompress(data, 1)
-                    data = unpacker.unconsumed_tail
-                    if not byte:
-                        break
+            with contextlib.suppress(zlib.error):
+                while byte := before.decompress(fed, 1):
                     found += byte
-            except zlib.error:
-                pass
+                    fed = before.unconsumed_tail
             yield bytes(found[max(0, given - seen) :])
             return
         data = unpacker.unconsumed_tail
-        if block:
-            if seen + len(block) > given:
-                yield block[max(0, given - seen) :]
-            seen += len(block)
+        if block and seen + len(block) > given:
+            yield block[max(0, given - seen) :]
+        seen += len(block)
         if unpacker.eof:
             data = unpacker.unused_data.lstrip(b"\0")
-            unpacker = zlib.decompressobj(31)
+            unpacker = zlib.decompressobj(wbits)
 
 
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, IndexError)
-# zipfile raises RuntimeError for encryption, NotImplementedError (a RuntimeError) for rare methods, and ValueError or
-# struct.error, IndexError among the rest, for nonsense in its tables.
+# zipfile raises RuntimeError for encryption, NotImplementedError (a RuntimeError) for rare methods, and struct.error,
+# ValueError, IndexError and others for nonsense in its tables.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    OverflowError,
+)
 
 
-def open_zip(path: str) -> zipfile.ZipFile:
+@contextlib.contextmanager
+def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
     """A zip's table of members.
 
     Raises:
         InputError: it cannot be opened or is not a zip.
     """
-    import struct
-
-    stream = open_binary(path)
-    try:
-        return zipfile.ZipFile(stream)
-    except (*ZIP_ERRORS, struct.error) as error:
-        stream.close()
-        if isinstance(error, OSError):
-            raise _unreadable(path, error) from None
-        remedy = "Fetch it again"
-        raise InputError(printable(path), f"it is not a zip file that can be read ({error})", remedy) from None
+    with open_binary(path) as stream:
+        try:
+            archive = zipfile.ZipFile(stream)
+        except _ZIP_ERRORS as error:
+            problem = f"it is not a zip file that can be read ({error})"
+            raise InputError(printable(path), problem, "Fetch it again") from None
+        yield archive
 
 
-def zip_blocks(path: str, member: str) -> Iterator[bytes]:
+def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[bytes]:
     """The content of one member of a zip, in blocks; nothing is written to disk.
 
     Raises:
         InputError: as `blocks`.
     """
-    import struct
-
     name = f"{printable(path)}, member {printable(member)}"
-    archive = open_zip(path)
-    stream = archive.fp
-    try:
-        with archive.open(member) as content:
-            while block := content.read(_EDGE):
+    again = 'Fetch the zip again, or set on_error = "keep" to read what comes before'
+    with open_zip(path) as archive:
+        stream = archive.fp
+        try:
+            info = archive.getinfo(member)
+        except KeyError:
+            raise InputError(name, "it is no longer in the zip", "Start again") from None
+        if info.flag_bits & 1:
+            raise InputError(name, "it is encrypted", "Unpack the zip and name the files")
+        if stream is None or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            try:
+                with archive.open(info) as content:
+                    while block := content.read(_EDGE):
+                        yield block
+            except _ZIP_ERRORS as error:
+                raise InputError(name, f"its data is damaged ({error})", again) from None
+            return
+        # Read here and not by zipfile, for isal's speed and to have what stands before a damaged place.
+        begin = _member_begin(stream, info, name)  # type: ignore[arg-type]
+        fetch = _reader(stream, path, info.compress_size)  # type: ignore[arg-type]
+        given = check = 0
+        try:
+            for block in _member(fetch, info, name):
+                given += len(block)
+                check = zlib.crc32(block, check)
                 yield block
-    except KeyError:
-        raise InputError(name, "it is no longer in the zip", "Start again") from None
-    except (*ZIP_ERRORS, struct.error) as error:
-        if isinstance(error, RuntimeError) and "password" in str(error):
-            raise InputError(name, "it is encrypted", "Unpack the zip and name the files") from None
-        remedy = 'Fetch the zip again, or set on_error = "keep" to read what comes before'
-        raise InputError(name, f"its data is damaged ({error})", remedy) from None
-    finally:
-        archive.close()
-        if stream is not None:
-            stream.close()
+        except InputError:
+            if salvage and info.compress_type == zipfile.ZIP_DEFLATED:
+                stream.seek(begin)
+                yield from _salvage(_reader(stream, path, info.compress_size), given, -15)  # type: ignore[arg-type]
+            raise
+        if given != info.file_size or check != info.CRC:
+            raise InputError(name, "its data is damaged (size or checksum differ from the zip's table)", again)
+
+
+def _member_begin(stream: BinaryIO, info: zipfile.ZipInfo, name: str) -> int:
+    """Seeks a member's data; returns where it begins."""
+    fetch = _reader(stream, name)
+    try:
+        stream.seek(info.header_offset)
+    except (OSError, ValueError):
+        pass
+    header = fetch(30)
+    if len(header) < 30 or header[:4] != b"PK\3\4":
+        raise InputError(name, "its data is not where the zip's table says", "Fetch the zip again")
+    begin = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    stream.seek(begin)
+    return begin
+
+
+def _member(fetch: Fetch, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
+    if info.compress_type == zipfile.ZIP_STORED:
+        while block := fetch(BLOCK):
+            yield block
+        return
+    from isal import igzip_lib
+
+    unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
+    yield from _inflate(unpacker, fetch(_INPUT), fetch, name, "deflate")
 
 
 def unsafe_member(info: zipfile.ZipInfo) -> str | None:
-    """Why a member of a zip is not to be trusted, or None."""
+    """Why a member of a zip is not to be trusted, in words that follow its name, or None."""
     name = info.orig_filename.replace("\\", "/")
     if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
-        return "an absolute path"
+        return "has an absolute path"
     if ".." in name.split("/"):
-        return "a path that climbs out of it"
+        return "has a path that climbs out of it"
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
-        return "a link"
+        return "is a link"
     return None
 
 

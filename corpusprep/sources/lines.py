@@ -69,7 +69,16 @@ def _feeds(data: Bytes, begin: int, end: int, out: Spans, n: int) -> int:
 @numba.njit(cache=True, nogil=True)
 def _gather(data: Bytes, starts: Spans, ends: Spans, offsets: npt.NDArray[np.int32], out: Bytes) -> None:
     for i in range(starts.size):
-        out[offsets[i] : offsets[i + 1]] = data[starts[i] : ends[i]]
+        source, sink = data[starts[i] : ends[i]], out[offsets[i] : offsets[i + 1]]
+        n, k = source.size, 0
+        while k + 32 <= n:  # copies of a fixed size need no call
+            part, place = source[k : k + 32], sink[k : k + 32]
+            for j in range(32):
+                place[j] = part[j]
+            k += 32
+        part, place = source[k:], sink[k:]
+        for j in range(part.size):
+            place[j] = part[j]
 
 
 @numba.njit(cache=True, nogil=True)

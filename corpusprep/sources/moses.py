@@ -56,8 +56,6 @@ class MosesSource(LinePairSource):
         try:
             with open_zip(path) as archive:
                 infos = archive.infolist()
-                if archive.fp is not None:
-                    archive.fp.close()
             members = []
             for info in infos:
                 fault = unsafe_member(info)

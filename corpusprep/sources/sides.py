@@ -59,7 +59,7 @@ class LinePairSource(Source):
 
     def _streams(self, shard: Shard, keep: bool) -> list[Iterator[bytes]]:
         if shard.members:
-            return [zip_blocks(shard.files[0], member) for member in shard.members]
+            return [zip_blocks(shard.files[0], member, salvage=keep) for member in shard.members]
         return [blocks(path, salvage=keep) for path in shard.files]
 
     def _surplus(
@@ -113,7 +113,7 @@ class LinePairSource(Source):
 
 def _pair_up(shard: Shard, sides: list[Lines], problems: list[str]) -> RawBatch:
     """A batch from as many lines of either side."""
-    first, second = sides
+    first = sides[0]
     verdict = np.zeros(first.starts.size, np.int8)
     for side in sides:
         for i, reason in side.spoilt.items():

@@ -297,8 +297,8 @@ def test_selection_takes_dictionaries_chunks_and_no_rows() -> None:
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 SYLLABLES = {
-    "en": "the of and ing er on at st re ter", "sw": "ka wa ni na ku li m ya ha ba", "de": "sch ein er un ge lich keit ß ä der",
-    "zh": "的 一 是 不 了 在 人 有 我 他", "te": "తె లు గు లో మా కి ను వా రు ది",
+    "en": "the of and ing er on at st re ter", "sw": "ka wa ni na ku li m ya ha ba",
+    "de": "sch ein er un ge lich keit ß ä der", "zh": "的 一 是 不 了 在 人 有 我 他", "te": "తె లు గు లో మా కి ను వా రు ది",
 }  # fmt: skip
 
 
@@ -402,16 +402,15 @@ def test_figures_fitted_on_a_sample(tokenizer: tuple[Path, Tokenizer]) -> None:
     told = InstructSettings()
     table = corpus({"sw": 600, "zh": 600, "te": 600}, seed=4)
     exact = TokenCounter(BalanceSettings(tokenizer=str(tokenizer[0])))
-    fitted = exact.fitted(table.take(list(range(0, 1800, 9))))
+    fitted = exact.fitted(table.take(list(range(0, 1800, 9))), told)
     assert not fitted.exact
-    assert set(fitted.bytes_per_token) == {"en", "sw", "zh", "te"}
+    assert set(fitted.bytes_per_token) == {"en", "sw", "zh", "te", "template"}
     for side in ("src", "tgt"):
         for language in ("sw", "zh", "te"):
             texts = table.filter(pa.array(np.array(table["tgt_lang"].to_pylist()) == language))[side]
             named = "en" if side == "src" else language
             assert fitted.count(texts, named).sum() == pytest.approx(exact.count(texts).sum(), rel=0.03)
-    # The templates are not part of the sample: their English is not that of the corpus.
-    assert fitted.count_rows(table, told, 1).sum() == pytest.approx(exact.count_rows(table, told, 1).sum(), rel=0.4)
+    assert fitted.count_rows(table, told, 1).sum() == pytest.approx(exact.count_rows(table, told, 1).sum(), rel=0.03)
 
 
 def test_a_tokenizer_that_cannot_be_had(tmp_path: Path) -> None:
@@ -434,7 +433,7 @@ def test_a_tokenizer_that_cannot_be_had(tmp_path: Path) -> None:
 
 def test_the_mix_meets_budget_and_plan(tokenizer: tuple[Path, Tokenizer]) -> None:
     path, plain = tokenizer
-    table = corpus({"de": 1500, "sw": 700, "zh": 900, "te": 60})
+    table = corpus({"de": 1500, "sw": 700, "zh": 900, "te": 20})
     chosen = BalanceSettings(budget=150_000, tokenizer=str(path), epochs=2)
     outcome = balance(table, chosen, 3)
     assert outcome.kept.num_rows + outcome.dropped.num_rows == table.num_rows
@@ -449,9 +448,8 @@ def test_the_mix_meets_budget_and_plan(tokenizer: tuple[Path, Tokenizer]) -> Non
         pair = f"{example['src_lang']}-{example['tgt_lang']}"
         got[pair] = got.get(pair, 0) + sum(len(plain.encode(turn["content"]).ids) for turn in example["messages"])
     assert sum(got.values()) == pytest.approx(150_000, rel=0.01)
-    rows = pa.table(
-        {"pair": pair_names(table), "tokens": TokenCounter(chosen).count_rows(table, InstructSettings(), 3)}
-    )
+    tokens = TokenCounter(chosen).count_rows(table, InstructSettings(), 3)
+    rows = pa.table({"pair": pair_names(table), "tokens": tokens})
     made = plan(count_pairs(rows), chosen)
     for pair, target in made.targets.items():
         assert got[pair] / 150_000 == pytest.approx(target / 150_000, abs=0.02)
