@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from corpusprep.errors import CorpusprepError, InputError, RunError, SettingsError
-    from corpusprep.recipe import Recipe, load_recipe
     from corpusprep.pipeline import RunResult, run
+    from corpusprep.recipe import Recipe, load_recipe
     from corpusprep.stage import Outcome
 
 __all__ = [

@@ -26,17 +26,22 @@ def string_buffers(
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(column, pa.ChunkedArray):  # combine_chunks of an empty or very large column
-        column = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks] or [pa.array([], pa.large_string())])
+        column = pa.concat_arrays(
+            [chunk.cast(pa.large_string()) for chunk in column.chunks] or [pa.array([], pa.large_string())]
+        )
     if not pa.types.is_large_string(column.type):
         column = column.cast(pa.large_string())
     if column.null_count:
         column = column.fill_null("")
     n = len(column)
-    _, offsets_buffer, data_buffer = column.buffers()
+    buffers: list[Any] = column.buffers()
+    _, offsets_buffer, data_buffer = buffers
     if n == 0 or offsets_buffer is None:
         return np.zeros(n + 1, np.int64), np.zeros(0, np.uint8)
     offsets = np.frombuffer(offsets_buffer, np.int64, count=n + 1, offset=8 * column.offset)
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else np.zeros(0, np.uint8)
+    data = (
+        np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else np.zeros(0, np.uint8)
+    )
     return offsets, data
 
 
@@ -105,3 +110,13 @@ def row_keys(table: pa.Table, seed: int) -> U64:
     """
     hashes = hash_strings(table["shard"], hash_strings(table["source"], seed))
     return combine(hashes, table["row"].to_numpy())
+
+
+def shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table's columns in the order and types of a schema; those that it lacks are null."""
+    arrays: list[Any] = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
+    ]
+    return pa.Table.from_arrays(
+        [a if isinstance(a, pa.ChunkedArray) else pa.chunked_array([a], a.type) for a in arrays], schema=schema
+    )

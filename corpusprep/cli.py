@@ -22,10 +22,10 @@ STAGES = {
     "balance": "Select pairs to fill a budget of tokens, shared between language pairs.",
     "instruct": "Turn pairs into shuffled instruction examples.",
 }
-_SETTINGS = {"context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}}
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class _Bytes(click.ParamType):
+class _Bytes(click.ParamType[int]):
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -37,7 +37,7 @@ class _Bytes(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-@click.group(**_SETTINGS)
+@click.group(context_settings=_CONTEXT)
 @click.version_option(package_name="corpusprep")
 def cli() -> None:
     """Turns raw parallel corpora into a small, clean, balanced training mix.
@@ -48,9 +48,18 @@ def cli() -> None:
 
 @cli.command("run")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for mix/, rejects/, manifest.json and parts/.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set dedup.max_distance=2.")
-@click.option("--source", "sources", multiple=True, metavar="FORMAT=PATH", help="Add a source: --source opus100=data/opus.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for mix/, rejects/, manifest.json and parts/.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set dedup.max_distance=2."
+)
+@click.option(
+    "--source", "sources", multiple=True, metavar="FORMAT=PATH", help="Add a source: --source opus100=data/opus."
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes. [default: one a core; one for small input]")
 @click.option("--memory", type=_Bytes(), help="Memory that the run may take, as 8G; it bounds the workers.")
 @click.option("--until", type=click.Choice(list(STAGES)), help="Stop after this stage; no mix is written.")
@@ -70,9 +79,10 @@ def run_command(
     quiet: bool,
 ) -> None:
     """Run RECIPE (TOML) from its sources to the mix; an interrupted run goes on where it stopped."""
+    from corpusprep.pipeline import dry_run as preview
+    from corpusprep.pipeline import run
     from corpusprep.recipe import load_recipe
-    from corpusprep.report import mix_line, summary
-    from corpusprep.pipeline import Progress, dry_run as preview, run
+    from corpusprep.report import Bars, Progress, mix_line, summary
 
     started = time.monotonic()
     loaded = load_recipe(recipe, overrides=overrides, sources=sources)
@@ -80,14 +90,16 @@ def run_command(
         click.echo(preview(loaded))
         return
     result = run(
-        loaded, out, workers=workers, memory=memory, until=until, redo=redo, progress=Progress() if quiet else _Bars()
+        loaded, out, workers=workers, memory=memory, until=until, redo=redo, progress=Progress() if quiet else Bars()
     )
     click.echo(summary(result.accounts))
     click.echo()
     for note in result.notes:
         click.echo(f"note: {note}")
     if result.manifest is None:
-        click.echo(f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to go on.")
+        click.echo(
+            f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to go on."
+        )
     else:
         click.echo(mix_line(result.manifest, out))
     made = sum(n for kind, n in result.made.items())
@@ -96,11 +108,16 @@ def run_command(
 
 
 def _stage_command(name: str, text: str) -> click.Command:
-    @click.command(name, help=f"{text}\n\nIN and OUT are Parquet, JSONL or TSV by their suffix, with the columns src tgt src_lang tgt_lang.")
+    @click.command(
+        name,
+        help=f"{text}\n\nIN and OUT are Parquet, JSONL or TSV by their suffix, with the columns src tgt src_lang tgt_lang.",
+    )
     @click.argument("in_file", metavar="IN", type=click.Path(path_type=Path))
     @click.argument("out_file", metavar="OUT", type=click.Path(path_type=Path))
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Change a setting of {name}.")
-    @click.option("--rejects", type=click.Path(path_type=Path), help="File for the rows that are dropped, with their reason.")
+    @click.option(
+        "--rejects", type=click.Path(path_type=Path), help="File for the rows that are dropped, with their reason."
+    )
     @click.option("--src-lang", help="Language of src, where the file has no column src_lang.")
     @click.option("--tgt-lang", help="Language of tgt, where the file has no column tgt_lang.")
     @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides whatever is drawn.")
@@ -116,7 +133,16 @@ def _stage_command(name: str, text: str) -> click.Command:
         from corpusprep.single import run_stage
 
         click.echo(
-            run_stage(name, in_file, out_file, overrides=overrides, rejects=rejects, src_lang=src_lang, tgt_lang=tgt_lang, seed=seed)
+            run_stage(
+                name,
+                in_file,
+                out_file,
+                overrides=overrides,
+                rejects=rejects,
+                src_lang=src_lang,
+                tgt_lang=tgt_lang,
+                seed=seed,
+            )
         )
 
     return command
@@ -133,37 +159,6 @@ def settings_command(stage: str | None) -> None:
     from corpusprep.single import describe_settings
 
     click.echo(describe_settings(stage))
-
-
-def _bars() -> Any:
-    from tqdm import tqdm
-
-    return tqdm
-
-
-class _Bars:
-    """Progress as bars on standard error."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
-        self._bar = _bars()(
-            total=total, desc=title, unit=f" {unit}", unit_scale=True, file=sys.stderr, dynamic_ncols=True, mininterval=0.5
-        )
-
-    def advance(self, amount: int, note: str = "") -> None:
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(amount)
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def say(self, text: str) -> None:
-        _bars().write(text, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -188,11 +183,17 @@ def _guard(call: Callable[[], Any]) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        remedy = "Free some space and start again: the run goes on where it stopped." if error.errno == 28 else "Nothing that was done is lost."
+        remedy = (
+            "Free some space and start again: the run goes on where it stopped."
+            if error.errno == 28
+            else "Nothing that was done is lost."
+        )
         click.echo(f"error: {error.filename or 'input or output'}: {error.strerror or error}. {remedy}", err=True)
         sys.exit(2)
     except MemoryError:
-        click.echo("error: out of memory. Start again with fewer workers or a smaller --memory: the run goes on.", err=True)
+        click.echo(
+            "error: out of memory. Start again with fewer workers or a smaller --memory: the run goes on.", err=True
+        )
         sys.exit(2)
     except Exception as error:
         if os.environ.get("CORPUSPREP_TRACEBACK"):

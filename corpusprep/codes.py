@@ -41,12 +41,16 @@ def canonical(code: str) -> str:
     """
     parts = _CODE.match(code.strip())
     if parts is None:
-        raise SettingsError(f"{code!r} is not a language code. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn).")
+        raise SettingsError(
+            f"{code!r} is not a language code. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn)."
+        )
     language, script, region = parts[1].lower(), parts[2], parts[3]
     if language not in _STANDARD:
         found = langcodes.Language.get(langcodes.standardize_tag(language))
         if not found.is_valid():
-            raise SettingsError(f"{code!r} names no language of ISO 639. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn).")
+            raise SettingsError(
+                f"{code!r} names no language of ISO 639. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn)."
+            )
         if found.language is not None and language not in ("sh",):
             language = found.language
     language = _STANDARD.get(language, language)
@@ -109,4 +113,4 @@ def parse_pair(pair: str) -> tuple[str, str]:
             return (explicit(left), explicit(right))
         except SettingsError:
             continue
-    raise SettingsError(f"{pair!r} is not a language pair. Write two codes joined by a hyphen, as in \"en-sw\".")
+    raise SettingsError(f'{pair!r} is not a language pair. Write two codes joined by a hyphen, as in "en-sw".')

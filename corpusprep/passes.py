@@ -1,4 +1,4 @@
-"""The tasks of a run: what a worker does with one part, one partition or one file of the mix.
+"""The tasks of a run up to the choice of rows: what a worker does with one batch, one part or one partition.
 
 Every function here reads files, writes one file or folder under the path that it is given, and returns a small result.
 """
@@ -9,8 +9,8 @@ import functools
 import importlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusprep.arrow import combine, row_keys
+from corpusprep.arrow import row_keys
 from corpusprep.errors import CorpusprepError, RunError, SettingsError
 from corpusprep.recipe import Recipe, UserStage
 from corpusprep.stage import Outcome
 from corpusprep.stages import balance, clean, dedup, instruct, langid, quality
 from corpusprep.store import commit, file_digest, write_table
 
-VERDICTS = ("", "dedup.exact", "dedup.near", "quality.score", "instruct.template_tokens", "instruct.empty", "balance.quota")
+VERDICTS = (
+    "",
+    "dedup.exact",
+    "dedup.near",
+    "quality.score",
+    "instruct.template_tokens",
+    "instruct.empty",
+    "balance.quota",
+)
 """Reasons of the verdicts that follow the first pass, by their code."""
 
 Dropped = Counter[tuple[str, str, str]]
@@ -100,9 +108,8 @@ def open_first_pass(recipe: Recipe, evaluation: dedup.EvaluationIndex | None) ->
     stages: list[tuple[str, Callable[[pa.Table], Outcome]]] = []
 
     def add_users(after: str) -> None:
-        for stage in recipe.stage:
-            if stage.after == after:
-                stages.append((stage.function.rpartition(":")[2], functools.partial(_run_user_stage, stage)))
+        chosen = [stage for stage in recipe.stage if stage.after == after]
+        stages.extend((s.function.rpartition(":")[2], functools.partial(_run_user_stage, s)) for s in chosen)
 
     add_users("read")
     if recipe.clean.enabled:
@@ -155,20 +162,26 @@ def _run_user_stage(stage: UserStage, table: pa.Table) -> Outcome:
 
 def pairs_of(table: pa.Table) -> pa.ChunkedArray[Any]:
     """`en-sw` for every row."""
-    return pc.binary_join_element_wise(
-        pc.fill_null(table["src_lang"], "?"), pc.fill_null(table["tgt_lang"], "?"), "-"
-    )
+    return join(*(pc.fill_null(table[name], pa.scalar("?")) for name in ("src_lang", "tgt_lang")), separator="-")
+
+
+def join(*columns: Any, separator: str) -> pa.ChunkedArray[Any]:
+    """Columns of text joined row by row."""
+    function: Any = pc.binary_join_element_wise
+    joined: pa.ChunkedArray[Any] = function(*columns, separator)
+    return joined
 
 
 def count_values(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> dict[str, int]:
-    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+    counts: Any = pc.value_counts(column)
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 
 
 def tally(dropped: Dropped, stage: str, table: pa.Table) -> None:
     """Counts dropped rows by pair and reason."""
     if not table.num_rows:
         return
-    joined = pc.binary_join_element_wise(pairs_of(table), table["reason"], "\t")
+    joined = join(pairs_of(table), table["reason"], separator="\t")
     for value, count in count_values(joined).items():
         pair, _, reason = value.partition("\t")
         dropped[stage, pair, reason] += count
@@ -213,7 +226,7 @@ def run_first_pass(context: FirstPass, task: RawBatchTask) -> Unit:
     parts = []
     pairs = pairs_of(table)
     for pair, rows in sorted(count_values(pairs).items()):
-        chosen = table if rows == table.num_rows else table.filter(pc.equal(pairs, pair))
+        chosen = table if rows == table.num_rows else table.filter(pc.equal(pairs, pa.scalar(pair)))
         write_table(chosen, scratch / f"{pair}.parquet")
         parts.append({"pair": pair, "rows": rows})
     summary = {
@@ -232,7 +245,9 @@ def load_unit(name: str, key: str, folder: Path, source: str, shard: str, rank: 
     """A finished unit, from its folder."""
     summary = json.loads((folder / "unit.json").read_text())
     parts = tuple(
-        Part(f"{name}.{p['pair']}", key, p["pair"], p["rows"], str(folder / f"{p['pair']}.parquet"), source, shard, rank)
+        Part(
+            f"{name}.{p['pair']}", key, p["pair"], p["rows"], str(folder / f"{p['pair']}.parquet"), source, shard, rank
+        )
         for p in summary["parts"]
     )
     return Unit(
@@ -293,19 +308,21 @@ def run_dedup(task: DedupTask) -> str:
             of = keeper[start:end]
             shards = pa.array([part.shard for part in task.parts], pa.string())
             sources = pa.array([part.source for part in task.parts], pa.string())
-            columns["keeper_source"] = sources.take(pa.array(part_of[of]))
-            columns["keeper_shard"] = shards.take(pa.array(part_of[of]))
+            columns["keeper_source"] = sources.take(part_of[of])
+            columns["keeper_shard"] = shards.take(part_of[of])
             columns["keeper_row"] = numbers[of]
-        _write_narrow(columns, output, task.parts[index])
+        write_narrow(columns, output, task.parts[index])
         start = int(end)
     assert start == total
     return task.name
 
 
-def _write_narrow(columns: Mapping[str, Any], output: str, part: Part) -> None:
+def write_narrow(columns: Mapping[str, Any], output: str, part: Part) -> None:
     table = pa.table(dict(columns))
     if table.num_rows != part.rows:
-        raise RunError(f"{part.name}: {table.num_rows} values for {part.rows} rows. Please report this; --redo clean goes round it.")
+        raise RunError(
+            f"{part.name}: {table.num_rows} values for {part.rows} rows. Please report this; --redo clean goes round it."
+        )
     scratch = Path(f"{output}.tmp")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, scratch)
@@ -385,7 +402,7 @@ def run_score(task: ScoreTask) -> str:
     if mask.any():
         scorer = _scorer(task.settings.model_dump_json(), pair, task.state, checksum)
         scores[mask] = scorer.score(table.filter(pa.array(mask)))
-    _write_narrow({"quality": pa.array(scores, from_pandas=True)}, task.output, task.part)
+    write_narrow({"quality": pa.array(scores, from_pandas=True)}, task.output, task.part)
     return task.part.name
 
 
@@ -435,7 +452,7 @@ class TokenTask:
 
 
 @functools.lru_cache(maxsize=1)
-def _counter(settings: str) -> balance.TokenCounter:
+def token_counter(settings: str) -> balance.TokenCounter:
     return balance.TokenCounter(balance.BalanceSettings.model_validate_json(settings))
 
 
@@ -453,14 +470,14 @@ def run_tokens(task: TokenTask) -> str:
     alive = np.flatnonzero(verdict == 0)
     tokens = np.zeros(table.num_rows, np.int32)
     if alive.size:
-        rows = table.take(pa.array(alive))
+        rows = table.take(alive)
         refused = instruct.screen(rows, task.instruct)
         verdict[alive] = np.where(refused, refused + 3, 0)
         alive = alive[refused == 0]
         rows = rows.filter(pa.array(refused == 0))
     if alive.size:
-        tokens[alive] = _counter(task.balance.model_dump_json()).count_rows(rows, task.instruct, task.seed)
-    _write_narrow({"verdict": verdict, "tokens": tokens}, task.output, task.part)
+        tokens[alive] = token_counter(task.balance.model_dump_json()).count_rows(rows, task.instruct, task.seed)
+    write_narrow({"verdict": verdict, "tokens": tokens}, task.output, task.part)
     return task.part.name
 
 
@@ -514,248 +531,5 @@ def run_balance(task: BalanceTask) -> str:
         verdict[alive[chosen == 0]] = 6
         spread = np.zeros(part.rows, np.int32)
         spread[alive] = chosen
-        _write_narrow({"verdict": verdict, "copies": spread}, output, part)
+        write_narrow({"verdict": verdict, "copies": spread}, output, part)
     return task.pair
-
-
-# ------------------------------------------------------------------------------------------------------------ instruct
-
-
-@dataclass(frozen=True)
-class RenderTask:
-    """One unit: its kept rows become examples, its dropped rows a file of rejects."""
-
-    unit: Unit
-    outcomes: tuple[str, ...]
-    """Files with `verdict` and `copies`, one a part."""
-    decisions: tuple[str, ...]
-    tokens: tuple[str, ...]
-    scores: tuple[str | None, ...]
-    files: int
-    """Number of files of the mix."""
-    validation: int | None
-    """Rows whose validation hash is not above this are the validation split."""
-    examples: str
-    rejects: str
-    done: str
-    """The file that says so."""
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """What came of a unit."""
-
-    name: str
-    examples: str | None
-    groups: Sequence[tuple[int, int]]
-    """File of the mix (-1: validation) -> row group in `examples`."""
-    rejects: int
-    rejects_path: str | None
-    dropped: Sequence[tuple[str, str, str, int]]
-    """(stage, pair, reason, rows) of the drops that follow the first pass."""
-    kept: Sequence[tuple[str, int, int]]
-    """(pair, rows, examples)"""
-
-
-REJECT_COLUMNS = pa.schema(
-    [
-        ("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()),
-        ("src_lang", pa.string()), ("tgt_lang", pa.string()), ("src", pa.string()), ("tgt", pa.string()),
-        ("stage", pa.string()), ("reason", pa.string()),
-        ("src_lid", pa.string()), ("src_lid_prob", pa.float32()), ("tgt_lid", pa.string()), ("tgt_lid_prob", pa.float32()),
-        ("fingerprint", pa.uint64()), ("quality", pa.float32()), ("tokens", pa.int32()), ("score", pa.float32()),
-        ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
-    ]
-)  # fmt: skip
-_WITHOUT_TEXT = {"judged": ("dedup.exact", "balance.quota"), "all": (), "none": None}
-
-
-def _shape(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table's columns in the order of a schema; those that it lacks are null."""
-    arrays = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
-    ]
-    return pa.Table.from_arrays([pa.chunked_array([a]) if isinstance(a, pa.Array) else a for a in arrays], schema=schema)
-
-
-def run_render(task: RenderTask) -> Rendered:
-    """Writes a unit's examples, sorted into row groups by their file of the mix, and its rejects."""
-    recipe = task.recipe
-    first = pq.read_table(Path(task.unit.folder) / "rejects.parquet")
-    if "stage" in first.column_names:
-        first = first.drop_columns(["stage"])
-    rejects = [_shape(first, REJECT_COLUMNS)]
-    dropped: Dropped = Counter()
-    rendered = []
-    kept: dict[str, tuple[int, int]] = {}
-    lines = zip(task.unit.parts, task.outcomes, task.decisions, task.tokens, task.scores, strict=True)
-    for part, outcome, decision, tokens, scores in lines:
-        table = pq.read_table(part.path)
-        fate = pq.read_table(outcome)
-        verdict = fate["verdict"].to_numpy()
-        if scores is not None:
-            table = table.append_column("quality", pq.read_table(scores)["quality"])
-        table = table.append_column("tokens", pq.read_table(tokens, columns=["tokens"])["tokens"])
-        lost = table.filter(pa.array(verdict != 0))
-        names = pa.array(VERDICTS, pa.string()).take(pa.array(verdict[verdict != 0].astype(np.int64)))
-        lost = lost.append_column("reason", names)
-        if recipe.dedup.clusters:
-            keepers = pq.read_table(decision).drop_columns(["verdict"]).filter(pa.array(verdict != 0))
-            duplicate = pc.starts_with(names, "dedup.")
-            for name in keepers.column_names:
-                column = keepers[name].combine_chunks()
-                lost = lost.append_column(name, pc.if_else(duplicate, column, pa.scalar(None, column.type)))
-        for reason, count in count_values(names).items():
-            dropped[reason.partition(".")[0], part.pair, reason] += count
-        rejects.append(_shape(lost, REJECT_COLUMNS))
-        table = table.filter(pa.array(verdict == 0))
-        copies = fate["copies"].to_numpy()[verdict == 0]
-        if not table.num_rows:
-            continue
-        table = table.append_column("copies", pa.array(copies, pa.int32()))
-        held_out = np.zeros(table.num_rows, np.bool_)
-        if task.validation is not None:
-            held_out = validation_hashes(table["key"].to_numpy(), recipe.seed) <= np.uint64(task.validation)
-        for held, mask in ((False, ~held_out), (True, held_out)):
-            chosen = table.filter(pa.array(mask))
-            if not chosen.num_rows:
-                continue
-            # A row of the validation split is there once, whatever the epochs.
-            if held:
-                chosen = chosen.set_column(
-                    chosen.column_names.index("copies"), "copies", pa.array(np.ones(chosen.num_rows, np.int32))
-                )
-            examples = instruct.render(chosen, recipe.instruct, recipe.seed)
-            files = np.full(examples.num_rows, -1, np.int64) if held else file_of(examples["key"].to_numpy(), task.files)
-            rendered.append(examples.append_column("_file", pa.array(files)))
-            rows, count = kept.get(part.pair, (0, 0))
-            kept[part.pair] = (rows + chosen.num_rows, count + examples.num_rows)
-    groups: dict[int, int] = {}
-    if rendered:
-        examples = pa.concat_tables(rendered, promote_options="default")
-        files = examples["_file"].to_numpy()
-        order = np.argsort(files, kind="stable")
-        examples = examples.take(pa.array(order)).drop_columns(["_file"])
-        values, starts = np.unique(files[order], return_index=True)
-        scratch = Path(f"{task.examples}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer:
-            for group, (value, start) in enumerate(zip(values, starts, strict=True)):
-                end = starts[group + 1] if group + 1 < len(starts) else examples.num_rows
-                writer.write_table(examples.slice(start, end - start), row_group_size=max(1, int(end - start)))
-                groups[int(value)] = group
-        commit(scratch, Path(task.examples))
-    count = _write_rejects(rejects, task)
-    result = Rendered(
-        task.unit.name, task.examples if rendered else None, sorted(groups.items()), count, task.rejects if count else None,
-        [(*names, n) for names, n in sorted(dropped.items())], [(pair, *numbers) for pair, numbers in sorted(kept.items())],
-    )  # fmt: skip
-    remember(result, task.done)
-    return result
-
-
-def remember(result: Rendered | MixFile, marker: str) -> None:
-    """Writes a task's result beside its files, last: an interrupted run finds there what is done."""
-    scratch = Path(f"{marker}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps(asdict(result)))
-    commit(scratch, Path(marker))
-
-
-def recall_rendered(marker: Path) -> Rendered | None:
-    """The result of a unit that is done, if its files are there."""
-    if not marker.exists():
-        return None
-    result = Rendered(**json.loads(marker.read_text()))
-    paths = [path for path in (result.examples, result.rejects_path) if path is not None]
-    return result if all(Path(path).exists() for path in paths) else None
-
-
-def recall_mix(marker: Path, output: Path) -> MixFile | None:
-    """The result of a file of the mix that is done, if it is there."""
-    return MixFile(**json.loads(marker.read_text())) if marker.exists() and output.exists() else None
-
-
-def validation_hashes(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """The order in which rows are taken for validation, by their keys; see `instruct.validation_mask`."""
-    return combine(keys, seed + instruct.VALIDATION_SALT)
-
-
-def file_of(keys: npt.NDArray[np.uint64], files: int) -> npt.NDArray[np.int64]:
-    """The file of the mix that a key falls into: equal ranges of the keys, in order, up to 2^32 files."""
-    return ((keys >> np.uint64(32)) * np.uint64(files) >> np.uint64(32)).astype(np.int64)
-
-
-def _write_rejects(tables: list[pa.Table], task: RenderTask) -> int:
-    table = pa.concat_tables(tables)
-    table = table.take(pc.sort_indices(table, [("row", "ascending")]))
-    stage = pc.list_element(pc.split_pattern(table["reason"], ".", max_splits=1), 0)
-    table = table.set_column(REJECT_COLUMNS.get_field_index("stage"), "stage", stage.cast(pa.string()))
-    silent = _WITHOUT_TEXT[task.recipe.rejects.text]
-    if silent is None or silent:
-        hide: Any = True if silent is None else pc.is_in(table["reason"], value_set=pa.array(silent))
-        for name in ("src", "tgt"):
-            column = pc.if_else(hide, pa.scalar(None, pa.string()), table[name])
-            if isinstance(column, pa.Scalar):
-                column = pa.nulls(table.num_rows, pa.string())
-            table = table.set_column(table.column_names.index(name), name, column)
-    if not task.recipe.dedup.clusters:
-        table = table.drop_columns(["keeper_source", "keeper_shard", "keeper_row"])
-    if table.num_rows:
-        scratch = Path(f"{task.rejects}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, scratch)
-        commit(scratch, Path(task.rejects))
-    return table.num_rows
-
-
-@dataclass(frozen=True)
-class MixTask:
-    """One file of the mix: the row groups that fall into it."""
-
-    name: str
-    pieces: tuple[tuple[str, int], ...]
-    output: str
-    done: str
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class MixFile:
-    """A file of the mix: its examples, and their tokens by pair."""
-
-    name: str
-    rows: int
-    tokens: Mapping[str, int]
-
-
-def run_mix(task: MixTask) -> MixFile:
-    """Sorts the examples of one file by their key, brings them into the format asked for and writes them."""
-    groups = [pq.ParquetFile(path).read_row_group(group) for path, group in task.pieces]
-    table = pa.concat_tables(groups, promote_options="default")
-    order = pc.sort_indices(table, [(name, "ascending") for name in ("key", "source", "shard", "row", "direction", "copy")])
-    table = table.take(order)
-    settings = task.recipe.instruct
-    counts = pa.array(_counter(task.recipe.balance.model_dump_json()).count_examples(table, settings), pa.int64())
-    sums = pa.table({"pair": pairs_of(table), "tokens": counts}).group_by("pair").aggregate([("tokens", "sum")])
-    tokens = dict(sorted(zip(sums["pair"].to_pylist(), sums["tokens_sum"].to_pylist(), strict=True)))
-    scratch = Path(f"{task.output}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
-    commit(scratch, Path(task.output))
-    result = MixFile(task.name, table.num_rows, tokens)
-    remember(result, task.done)
-    return result
-
-
-def lowest(keys: Iterable[npt.NDArray[np.uint64]], n: int) -> int | None:
-    """The n-th lowest of keys that come in pieces; None where n is 0, the highest where there are fewer."""
-    if n <= 0:
-        return None
-    best = np.empty(0, np.uint64)
-    for piece in keys:
-        best = np.concatenate([best, piece])
-        if best.size > n:
-            best = np.partition(best, n - 1)[:n]
-    return int(best.max()) if best.size else None

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpusprep import passes
+from corpusprep import output, passes
 from corpusprep.engines import Engine
 from corpusprep.engines.local import LocalEngine
 from corpusprep.errors import InputError, RunError
 from corpusprep.passes import Part, Unit
 from corpusprep.recipe import STAGES, Recipe
-from corpusprep.report import Accounts, columns, summary
+from corpusprep.report import Accounts, Progress, columns, summary
 from corpusprep.sources import Shard, Source, open_source
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stage import Settings
@@ -35,7 +35,15 @@ T = TypeVar("T")
 _WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models at work on full batches
 _OWN_MEMORY = 700 << 20
 _SMALL_INPUT = 32 << 20  # below this many bytes of input, starting processes takes longer than the work
-_DECIDING = ("exact", "near", "max_distance", "scope", "keep", "clusters", "against")  # fields of dedup that follow the fingerprint
+_DECIDING = (
+    "exact",
+    "near",
+    "max_distance",
+    "scope",
+    "keep",
+    "clusters",
+    "against",
+)  # fields of dedup that follow the fingerprint
 _JUDGING = ("threshold", "quantile", "pair", "min_rows")  # fields of quality that follow the score
 _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "clean": ("pass1",),
@@ -64,22 +72,6 @@ class RunResult:
     made: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-class Progress:
-    """What a run tells while it works; this one says nothing."""
-
-    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
-        """A pass begins; total is in units, None where it is not known."""
-
-    def advance(self, amount: int, note: str = "") -> None:
-        """So many units more are done."""
-
-    def end(self) -> None:
-        """The pass is over."""
-
-    def say(self, text: str) -> None:
-        """A line for the reader."""
 
 
 def run(
@@ -112,7 +104,9 @@ def run(
     """
     out = Path(out)
     with lock(out):
-        return _Run(recipe, out, memory=memory, workers=workers, until=until, engine=engine, progress=progress).run(redo)
+        return _Run(recipe, out, memory=memory, workers=workers, until=until, engine=engine, progress=progress).run(
+            redo
+        )
 
 
 def default_workers(workers: int | None, memory: int | None, input_bytes: int) -> int:
@@ -172,7 +166,9 @@ class _Run:
         self.store = Store(out / "parts")
         self.workers, self.memory, self.engine = workers, memory, engine
         users = [stage.function.rpartition(":")[2] for stage in recipe.stage]
-        self.result = RunResult(Accounts(list(dict.fromkeys(["read", "clean", "langid", *users, "dedup", *STAGES[3:]]))))
+        self.result = RunResult(
+            Accounts(list(dict.fromkeys(["read", "clean", "langid", *users, "dedup", *STAGES[3:]])))
+        )
 
     # ------------------------------------------------------------------------------------------------ the whole
 
@@ -219,7 +215,9 @@ class _Run:
 
     def _count(self, accounts: Accounts, parts: Sequence[Part], verdicts: dict[str, tuple[str, int]]) -> RunResult:
         for part in parts:
-            values, counts = np.unique(pq.read_table(verdicts[part.identity][0])["verdict"].to_numpy(), return_counts=True)
+            values, counts = np.unique(
+                pq.read_table(verdicts[part.identity][0])["verdict"].to_numpy(), return_counts=True
+            )
             for value, count in zip(values.tolist(), counts.tolist(), strict=True):
                 if value:
                     reason = passes.VERDICTS[value]
@@ -283,7 +281,9 @@ class _Run:
                     if all(folder.exists() for folder in folders):
                         self._reuse("pass1", count)
                         units += [
-                            passes.load_unit(f"{name}-{i:05d}", key, folder, shard.source, shard.shard, (number, index, i))
+                            passes.load_unit(
+                                f"{name}-{i:05d}", key, folder, shard.source, shard.shard, (number, index, i)
+                            )
                             for i, folder in enumerate(folders)
                         ]
                         continue
@@ -326,7 +326,9 @@ class _Run:
         setup = partial(passes.open_first_pass, self.recipe, evaluation.index())
         for unit in self.engine.map(passes.run_first_pass, tasks(), setup=setup):
             units.append(unit)
-            self.progress.advance(sum(unit.read.values()), f"shard {min(reading['shards'] + 1, len(todo))} of {len(todo)}")
+            self.progress.advance(
+                sum(unit.read.values()), f"shard {min(reading['shards'] + 1, len(todo))} of {len(todo)}"
+            )
         self.progress.end()
         for name, (count, key) in counts.items():
             scratch = store.scratch()
@@ -352,15 +354,15 @@ class _Run:
         for name, members in sorted(partitions.items()):
             members.sort(key=lambda part: (part.rank, part.pair))
             key = digest(code_version("dedup"), versions(), _dump(settings), [part.identity for part in members])
-            outputs = [str(self.store.path("dedup", part.name, key)) for part in members]
-            decisions |= {part.identity: output for part, output in zip(members, outputs, strict=True)}
-            if all(Path(output).exists() for output in outputs):
+            files = [str(self.store.path("dedup", part.name, key)) for part in members]
+            decisions |= {part.identity: file for part, file in zip(members, files, strict=True)}
+            if all(Path(file).exists() for file in files):
                 self._reuse("dedup", 1)
             elif not settings.enabled:
-                for part, output in zip(members, outputs, strict=True):
-                    passes._write_narrow({"verdict": np.zeros(part.rows, np.uint8)}, output, part)
+                for part, file in zip(members, files, strict=True):
+                    passes.write_narrow({"verdict": np.zeros(part.rows, np.uint8)}, file, part)
             else:
-                task = passes.DedupTask(name, tuple(members), tuple(outputs), settings)
+                task = passes.DedupTask(name, tuple(members), tuple(files), settings)
                 tasks.append((task, sum(part.rows for part in members)))
         for _ in self._map("find duplicates", passes.run_dedup, tasks, made="dedup"):
             pass
@@ -403,7 +405,12 @@ class _Run:
         scores: dict[str, str] = {}
         tasks = []
         checksums = {pair: file_digest(path) for pair, path in states.items()}
-        common = digest(code_version("quality"), versions(), _dump(settings, *_JUDGING), [file_digest(file) for file in quality.model_files(settings)])
+        common = digest(
+            code_version("quality"),
+            versions(),
+            _dump(settings, *_JUDGING),
+            [file_digest(file) for file in quality.model_files(settings)],
+        )
         for part in parts:
             decision = decisions[part.identity]
             key = digest(common, part.identity, file_digest(decision), checksums.get(part.pair))
@@ -473,12 +480,12 @@ class _Run:
                 common, part.identity, file_digest(decisions[part.identity]),
                 file_digest(score) if score and cutoff is not None else None, cutoff,
             )  # fmt: skip
-            tokens[part.identity] = output = str(self.store.path("tokens", part.name, key))
-            if Path(output).exists():
+            tokens[part.identity] = file = str(self.store.path("tokens", part.name, key))
+            if Path(file).exists():
                 self._reuse("tokens", 1)
                 continue
             task = passes.TokenTask(
-                part, decisions[part.identity], score, cutoff, output, recipe.balance, recipe.instruct, recipe.seed
+                part, decisions[part.identity], score, cutoff, file, recipe.balance, recipe.instruct, recipe.seed
             )
             tasks.append((task, part.rows))
         for _ in self._map("count tokens", passes.run_tokens, tasks, made="tokens"):
@@ -510,14 +517,14 @@ class _Run:
                 [(p.identity, file_digest(tokens[p.identity])) for p in members],
                 [file_digest(scores[p.identity]) for p in members] if settings.select == "score" and scores else None,
             )  # fmt: skip
-            outputs = tuple(str(self.store.path("balance", part.name, key)) for part in members)
-            outcomes |= {part.identity: output for part, output in zip(members, outputs, strict=True)}
-            if all(Path(output).exists() for output in outputs):
+            files = tuple(str(self.store.path("balance", part.name, key)) for part in members)
+            outcomes |= {part.identity: file for part, file in zip(members, files, strict=True)}
+            if all(Path(file).exists() for file in files):
                 self._reuse("balance", 1)
                 continue
             task = passes.BalanceTask(
                 pair, tuple(members), tuple(tokens[p.identity] for p in members),
-                tuple(scores.get(p.identity) for p in members), outputs, plan, settings, self.recipe.seed,
+                tuple(scores.get(p.identity) for p in members), files, plan, settings, self.recipe.seed,
             )  # fmt: skip
             tasks.append((task, sum(part.rows for part in members)))
         for _ in self._map("balance", passes.run_balance, tasks, made="balance"):
@@ -592,25 +599,25 @@ class _Run:
         selected = 0
         for part in parts:
             selected += int(pq.read_table(outcomes[part.identity], columns=["copies"])["copies"].to_numpy().sum())
-        validation = passes.lowest(self._validation_keys(parts, outcomes), settings.validation)
+        validation = output.lowest(self._validation_keys(parts, outcomes), settings.validation)
         examples = selected * (1 if settings.directions in ("forward", "backward") else 2)
         files = max(1, -(-examples // settings.shard_rows))
-        rendered: dict[str, passes.Rendered] = {}
+        rendered: dict[str, output.Rendered] = {}
         tasks = []
         for unit in units:
             ids = [part.identity for part in unit.parts]
             marker = staging / "done" / f"{unit.name}.json"
-            if (earlier := passes.recall_rendered(marker)) is not None:
+            if (earlier := output.recall_rendered(marker)) is not None:
                 rendered[unit.name] = earlier
                 self._reuse("render", 1)
                 continue
-            task = passes.RenderTask(
+            task = output.RenderTask(
                 unit, tuple(outcomes[i] for i in ids), tuple(decisions[i] for i in ids), tuple(tokens[i] for i in ids),
                 tuple(scores.get(i) for i in ids), files, validation, str(staging / "examples" / f"{unit.name}.parquet"),
                 str(staging / "rejects" / f"{unit.name}.parquet"), str(marker), recipe,
             )  # fmt: skip
             tasks.append((task, sum(unit.read.values())))
-        for piece in self._map("write examples and rejects", passes.run_render, tasks, made="render"):
+        for piece in self._map("write examples and rejects", output.run_render, tasks, made="render"):
             rendered[piece.name] = piece
         pieces: dict[int, list[tuple[str, int]]] = {}
         kept_rows = rejected = 0
@@ -632,27 +639,27 @@ class _Run:
         names = {f: f"mix/train-{n:05d}-of-{len(present):05d}.{suffix}" for n, f in enumerate(present)}
         if -1 in pieces:
             names[-1] = f"mix/validation/validation-00000-of-00001.{suffix}"
-        made: list[passes.MixFile] = []
+        made: list[output.MixFile] = []
         mix_tasks = []
         for file, name in names.items():
             marker = staging / "done" / f"{name}.json"
-            if (done := passes.recall_mix(marker, staging / name)) is not None:
+            if (done := output.recall_mix(marker, staging / name)) is not None:
                 made.append(done)
                 self._reuse("mix", 1)
             else:
-                task = passes.MixTask(name, tuple(pieces[file]), str(staging / name), str(marker), recipe)
-                mix_tasks.append((task, 1))
-        made += self._map("shuffle the mix", passes.run_mix, mix_tasks, made="mix")
+                gather = output.MixTask(name, tuple(pieces[file]), str(staging / name), str(marker), recipe)
+                mix_tasks.append((gather, 1))
+        made += self._map("shuffle the mix", output.run_mix, mix_tasks, made="mix")
         made.sort(key=lambda file: file.name)
         if not present:
             empty = staging / f"mix/train-00000-of-00001.{suffix}"
             empty.parent.mkdir(parents=True, exist_ok=True)
             nothing = pa.table({name: pa.array([], pa.string()) for name in ("src", "tgt", "src_lang", "tgt_lang")})
             instruct.write(instruct.instruct(nothing, settings, recipe.seed).kept, empty, settings.container)
-            made.insert(0, passes.MixFile(f"mix/{empty.name}", 0, {}))
+            made.insert(0, output.MixFile(f"mix/{empty.name}", 0, {}))
         (staging / "rejects").mkdir(parents=True, exist_ok=True)
         if not any((staging / "rejects").glob("*.parquet")):
-            write_table(passes.REJECT_COLUMNS.empty_table(), staging / "rejects" / "none.parquet")
+            write_table(output.REJECT_COLUMNS.empty_table(), staging / "rejects" / "none.parquet")
         tokens_of: Counter[str] = Counter()
         for file_made in made:
             tokens_of.update(file_made.tokens)
@@ -683,7 +690,10 @@ class _Run:
         return instruct.card(
             instruct.CardFacts(
                 name=recipe.name,
-                pairs={pair: instruct.PairFacts(n["rows"], n["examples"], n["tokens"]) for pair, n in facts["pairs"].items()},
+                pairs={
+                    pair: instruct.PairFacts(n["rows"], n["examples"], n["tokens"])
+                    for pair, n in facts["pairs"].items()
+                },
                 files={split: [pattern] for split, pattern in splits.items()},
                 examples={"train": facts["examples"] - facts["validation"]}
                 | ({"validation": facts["validation"]} if -1 in names else {}),
@@ -700,13 +710,13 @@ class _Run:
         for part in parts:
             chosen = pq.read_table(outcomes[part.identity])["verdict"].to_numpy() == 0
             keys = pq.read_table(part.path, columns=["key"])["key"].to_numpy()[chosen]
-            yield passes.validation_hashes(keys, self.recipe.seed)
+            yield output.validation_hashes(keys, self.recipe.seed)
 
     def _manifest(
         self,
         key: str,
         staging: Path,
-        made: Sequence[passes.MixFile],
+        made: Sequence[output.MixFile],
         facts: dict[str, Any],
         cutoffs: dict[str, float | None],
         plan: balance.Plan | None,

@@ -33,7 +33,7 @@ class UserStage(Settings):
     column `reason`, to which `<function>.` is put in front where it names no stage."""
     after: Literal["read", "clean", "langid"] = "langid"
     """The stage that it follows; several after the same one run in the order of the recipe."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Handed on as they are."""
 
 
@@ -176,7 +176,11 @@ def validate(model: type[M], data: Mapping[str, Any], *, where: str, text: str =
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_explain(model, item, where, text) for item in error.errors()]
+        items = error.errors()
+        below = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
+        # A list whose items are wrong is also said to be too short, which is no news.
+        items = [item for item in items if not (item["type"] == "too_short" and item["loc"] in below)]
+        lines = [_explain(model, item, where, text) for item in items]
         raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 

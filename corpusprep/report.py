@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,56 @@ from pathlib import Path
 from typing import Any
 
 from corpusprep.errors import RunError
+
+
+class Progress:
+    """What a run tells while it works; this one says nothing."""
+
+    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
+        """A pass begins; total is in units, None where it is not known."""
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """So many units more are done."""
+
+    def end(self) -> None:
+        """The pass is over."""
+
+    def say(self, text: str) -> None:
+        """A line for the reader."""
+
+
+class Bars(Progress):
+    """Progress as bars on standard error: rows, rows a second, and what remains where that is known."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._tqdm: Any = tqdm
+        self._bar: Any = None
+
+    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
+        self._bar = self._tqdm(
+            total=total,
+            desc=title,
+            unit=f" {unit}",
+            unit_scale=True,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def advance(self, amount: int, note: str = "") -> None:
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(amount)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        self._tqdm.write(text, file=sys.stderr)
 
 
 @dataclass
@@ -73,7 +124,9 @@ class Accounts:
                     lost[stage] += count
                     reasons[reason] += count
             entry = {"pair": pair, "read": self.read[pair], "kept": self.kept(pair)}
-            entries.append(entry | {"dropped": {s: lost[s] for s in self.stages}, "reasons": dict(sorted(reasons.items()))})
+            entries.append(
+                entry | {"dropped": {s: lost[s] for s in self.stages}, "reasons": dict(sorted(reasons.items()))}
+            )
         return entries
 
 
@@ -92,7 +145,8 @@ def columns(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 def summary(accounts: Accounts) -> str:
     """The tables at the end of a run: by stage with reasons, then by pair."""
     stages = [
-        (e["stage"], e["read"], e["kept"], e["dropped"], _reasons(e["reasons"], e["stage"])) for e in accounts.by_stage()
+        (e["stage"], e["read"], e["kept"], e["dropped"], _reasons(e["reasons"], e["stage"]))
+        for e in accounts.by_stage()
     ]
     pairs = [(e["pair"], e["read"], *[e["dropped"][s] for s in accounts.stages], e["kept"]) for e in accounts.by_pair()]
     return "\n\n".join(

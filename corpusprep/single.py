@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from corpusprep.arrow import shaped
 from corpusprep.codes import explicit
 from corpusprep.errors import InputError, SettingsError
-from corpusprep.passes import count_values
+from corpusprep.passes import count_values, join
 from corpusprep.recipe import apply_overrides, validate
 from corpusprep.report import columns
 from corpusprep.sources import SourceSettings
@@ -141,9 +142,7 @@ def _complete(table: pa.Table, path: Path, languages: tuple[str | None, ...]) ->
 
 def _codes(column: pa.ChunkedArray[Any], path: Path, name: str) -> pa.ChunkedArray[Any]:
     """The column's languages in canonical form."""
-    encoded = pc.dictionary_encode(column.cast(pa.string()).combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    encoded: Any = pa.concat_arrays(column.cast(pa.string()).chunks or [pa.array([], pa.string())]).dictionary_encode()
     try:
         known = pa.array([explicit(code or "") for code in encoded.dictionary.to_pylist()], pa.string())
     except SettingsError as error:
@@ -165,7 +164,9 @@ def _read_parquet(path: Path, _: bool) -> Iterator[tuple[pa.Table, pa.Table]]:
     except FileNotFoundError:
         raise InputError(str(path), "does not exist", "Check the path") from None
     except (pa.ArrowException, OSError) as error:
-        raise InputError(str(path), f"is not whole Parquet ({error})".replace("\n", " "), "Write the file again") from None
+        raise InputError(
+            str(path), f"is not whole Parquet ({error})".replace("\n", " "), "Write the file again"
+        ) from None
 
 
 def _none() -> pa.Table:
@@ -241,7 +242,7 @@ def _typed(table: pa.Table) -> pa.Table:
         if name in table.column_names:
             text = table[name]
             try:
-                column = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text).cast(kind)
+                column = pc.if_else(pc.equal(text, pa.scalar("")), pa.scalar(None, pa.string()), text).cast(kind)
             except pa.ArrowInvalid:
                 continue
             table = table.set_column(table.column_names.index(name), name, column)
@@ -275,9 +276,15 @@ def _read_jsonl(path: Path, _: bool) -> Iterator[tuple[pa.Table, pa.Table]]:
             except (ValueError, RecursionError):
                 bad.append((lines.first + i, decode(lines.data, start, end), "read.json"))
         try:
-            table = pa.Table.from_pylist(records) if records else pa.table({n: pa.array([], pa.string()) for n in PAIR_COLUMNS})
+            table = (
+                pa.Table.from_pylist(records)
+                if records
+                else pa.table({n: pa.array([], pa.string()) for n in PAIR_COLUMNS})
+            )
         except (pa.ArrowException, OverflowError) as error:
-            raise InputError(str(path), f"its fields change their type ({error})", "Give each field one type", lines.first) from None
+            raise InputError(
+                str(path), f"its fields change their type ({error})", "Give each field one type", lines.first
+            ) from None
         yield table, _malformed(bad)
 
 
@@ -313,7 +320,7 @@ class _Writer:
                 if self._kind == ".tsv":
                     self._sink.write(("\t".join(self._names) + "\n").encode())
         if self._kind == ".parquet":
-            self._sink.write_table(_aligned(table, self._sink.schema))
+            self._sink.write_table(shaped(table, self._sink.schema))
         elif self._kind == ".jsonl":
             import polars as pl
 
@@ -335,27 +342,19 @@ class _Writer:
             self._scratch.unlink(missing_ok=True)
 
 
-def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in the columns of the first one that was written."""
-    arrays = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
-    ]
-    return pa.table(dict(zip(schema.names, arrays, strict=True)), schema=schema)
-
-
 def _tsv(table: pa.Table, names: Sequence[str], path: Path) -> bytes:
     """Lines of tab-separated text; tabs and line feeds inside a field become spaces, as nothing is quoted."""
     fields = []
     for name in names:
-        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, pa.string())
+        column: Any = table[name] if name in table.column_names else pa.nulls(table.num_rows, pa.string())
         if pa.types.is_nested(column.type):
             raise SettingsError(f"{path}: column {name} holds lists, which TSV cannot. Write .jsonl or .parquet.")
-        text = pc.fill_null(column.cast(pa.string()), "")
+        text: Any = pc.fill_null(column.cast(pa.string()), "")
         fields.append(pc.replace_substring_regex(text, pattern="[\t\n]", replacement=" "))
     if not table.num_rows:
         return b""
-    lines = pc.binary_join_element_wise(*fields, "\t")
-    return ("\n".join(lines.to_pylist()) + "\n").encode()
+    lines: list[Any] = join(*fields, separator="\t").to_pylist()
+    return ("\n".join(lines) + "\n").encode()
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -363,9 +362,13 @@ def _tsv(table: pa.Table, names: Sequence[str], path: Path) -> bytes:
 
 def describe_settings(stage: str | None) -> str:
     """The settings of a stage, of `source`, or of all: name, default, meaning."""
-    models: dict[str, type[BaseModel]] = {"source": SourceSettings} | {name: model for name, (model, _) in STAGES.items()}
+    models: dict[str, type[BaseModel]] = {"source": SourceSettings} | {
+        name: model for name, (model, _) in STAGES.items()
+    }
     chosen = models if stage is None else {stage: models[stage]}
-    return "\n\n".join(_describe(f"[[{name}]]" if name == "source" else f"[{name}]", model) for name, model in chosen.items())
+    return "\n\n".join(
+        _describe(f"[[{name}]]" if name == "source" else f"[{name}]", model) for name, model in chosen.items()
+    )
 
 
 def _describe(title: str, model: type[BaseModel], depth: int = 0) -> str:

@@ -48,6 +48,9 @@ def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str])
         reasons: the reasons, `stage.rule` each.
     """
     verdict = np.asarray(verdict)
+    table = table.cast(  # Arrow filters no string views
+        pa.schema([f.with_type(pa.string()) if pa.types.is_string_view(f.type) else f for f in table.schema])
+    )
     kept = table.filter(pa.array(verdict == 0))
     lost = verdict != 0
     dropped = table.filter(pa.array(lost))

@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
     return found | {"unicode": unicodedata.unidata_version}
 
 
-def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+def write_table(table: pa.Table, path: str | Path) -> None:
     """Parquet with zstd; the same rows give the same bytes."""
     pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=1 << 17)
 

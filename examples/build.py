@@ -211,7 +211,8 @@ class Corpus:
 
     def _mojibake(self) -> Row:
         """UTF-8 read as if it were a one-byte code page."""
-        row = self._copy("mojibake")
+        marked = [row for row in self.clean if not row.other.isascii()]
+        row = self.random.choice(marked or self.clean)._replace(label="mojibake")
         data = row.other.encode()
         try:
             return row._replace(other=data.decode("cp1252"))
@@ -265,7 +266,8 @@ class Corpus:
         return Row(url, url, "url_only", -1)
 
     def _chat_template(self) -> Row:
-        english, other = (f"<|im_start|>user {side}<|im_end|>" for side in self._new())
+        sides = zip(("user", "assistant"), self._new(), strict=True)
+        english, other = (f"<|im_start|>{role} {text}<|im_end|>" for role, text in sides)
         return Row(english, other, "chat_template", -1)
 
     def _evaluation_leak(self) -> Row:
@@ -313,7 +315,7 @@ def _exclaim(text: str) -> str:
     return _no_full_stop(text) + "!"
 
 
-def _evaluation(book: Phrasebook, size: int, seed: int) -> list[Item]:
+def evaluation_items(book: Phrasebook, size: int, seed: int) -> list[Item]:
     """Items for the dev and test files, the same for all pairs, as a real evaluation set has one English side."""
     random = Random(f"{seed}/evaluation")
     places = range(len(book.phrases))[EVALUATION_PHRASES]
@@ -400,7 +402,7 @@ def build(out: Path, rows: int = 1200, seed: int = 1) -> dict[str, int]:
         raise ValueError(f"rows must be between 1 and {MOST_ROWS}: the phrasebook has no more combinations.")
     book = Phrasebook.read()
     held_out = min(60, max(10, rows // 40))
-    evaluation = _evaluation(book, 2 * held_out, seed)
+    evaluation = evaluation_items(book, 2 * held_out, seed)
     corpora = {code: Corpus(book, code, evaluation, seed) for code in (*OPUS, *NLLB, *CCMATRIX)}
     shards: list[tuple[Path, str, list[Row]]] = []
     for code in OPUS:

@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64, mix64
-from corpusprep.stages._dedup_text import I32, SOURCE, U32, Tables, fold_text, hash_codes
+from corpusprep.stages._dedup_text import I32, I64, SOURCE, U8, U32, Int, Tables, fold_text, hash_codes
 
-I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
 Bool = npt.NDArray[np.bool_]
 
@@ -64,14 +63,14 @@ class Index(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def _shorten(codes: U32, size: int, out: U16) -> None:
+def _shorten(codes: U32, size: Int, out: U16) -> None:
     for i in range(size):
         out[i] = np.uint16((codes[i] ^ (codes[i] >> 16)) & 0xFFFF)
 
 
 @numba.njit(cache=True, nogil=True)
-def _hash_grams(codes: U16, size: int, grams: U64) -> int:
-    """Writes the hashes (odd) of all n-grams of `codes[:size]` to `grams`, rolling from one to the next; returns how many."""
+def _hash_grams(codes: U16, size: Int, grams: U64) -> Int:
+    """Writes the hashes, odd numbers, of all n-grams of `codes[:size]` to `grams`; returns how many."""
     count = size - GRAM + 1
     if count < 1:
         return 0
@@ -88,7 +87,7 @@ def _hash_grams(codes: U16, size: int, grams: U64) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _minimizers(grams: U64, count: int, out: U32) -> int:
+def _minimizers(grams: U64, count: Int, out: U32) -> int:
     """Writes 32 bits of each of the minimizers of `grams[:count]` to `out`; returns how many."""
     found = 0
     last = -1
@@ -116,7 +115,7 @@ def _pair_hash(a: np.uint64, b: np.uint64) -> np.uint64:
 
 
 @numba.njit(cache=True, nogil=True)
-def _measure(offsets: I64, data: npt.NDArray[np.uint8], t: Tables, sizes: I64, hashes: U64) -> None:
+def _measure(offsets: I64, data: U8, t: Tables, sizes: I64, hashes: U64) -> None:
     longest = 0
     for i in range(sizes.size):
         longest = max(longest, offsets[i + 1] - offsets[i])
@@ -133,9 +132,7 @@ def _pair_hashes(hashes: U64, first: I64, second: I64, out: U64) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(
-    offsets: I64, data: npt.NDArray[np.uint8], t: Tables, first: I64, second: I64, longest: int, codes: U16, starts: I64
-) -> None:
+def _fill(offsets: I64, data: U8, t: Tables, first: I64, second: I64, longest: int, codes: U16, starts: I64) -> None:
     """Writes the texts: side `first[i]`, and behind a separator side `second[i]` where that is not -1."""
     wide = np.empty(6 * longest + 8, np.uint32)
     for i in range(first.size):
@@ -191,9 +188,7 @@ def _thin(entries: U64, minimizers: I32) -> Bool:
     return keep
 
 
-def build(
-    offsets: I64, data: npt.NDArray[np.uint8], first: I64, second: I64, t: Tables, min_chars: int
-) -> Index:
+def build(offsets: I64, data: U8, first: I64, second: I64, t: Tables, min_chars: int) -> Index:
     """Makes the index.
 
     Args:
@@ -236,7 +231,7 @@ def build(
 
 @numba.njit(cache=True, nogil=True)
 def _share(
-    codes: U16, size: int, index: Index, down: np.uint64, least: float, grams: U64, chosen: U32, counts: I32, met: I32
+    codes: U16, size: Int, index: Index, down: np.uint64, least: float, grams: U64, chosen: U32, counts: I32, met: I32
 ) -> float:
     """The largest share of an indexed text's n-grams that `codes[:size]` repeats; 0 where surely below `least`.
 
@@ -292,7 +287,7 @@ def _share(
 
 @numba.njit(cache=True, nogil=True)
 def shares(
-    src_offsets: I64, src: npt.NDArray[np.uint8], tgt_offsets: I64, tgt: npt.NDArray[np.uint8], t: Tables, index: Index,
+    src_offsets: I64, src: U8, tgt_offsets: I64, tgt: U8, t: Tables, index: Index,
     min_chars: int, least: float, out: npt.NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Writes, for every row, the largest share of an evaluation text that one of its sides (or the pair) repeats."""

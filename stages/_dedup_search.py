@@ -23,25 +23,28 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
 from numba.extending import intrinsic
 
 from corpusprep.arrow import U64, mix64
 
+U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 _SCRATCH = 1 << 24  # rows dealt into buckets at a time; 12 bytes each
+_PART = 14  # log2 of rows that are looked at together, in the cache
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
 _DENSE, _EDGES = 64, 4  # so many edges, and so many more a row, and a bucket is dense
 _NONE = np.iinfo(np.int32).max
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def popcount(typing: Any, value: Any) -> Any:
+def _popcount(typing: Any, value: Any) -> Any:
     """Number of set bits of a uint64: one instruction."""
-    from numba import types
-
     return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+popcount: Any = intrinsic(_popcount)
 
 
 def blocks(k: int) -> list[tuple[int, int]]:
@@ -66,8 +69,8 @@ def choose_blocks(fingerprints: U64, distance: int) -> int:
             counts = np.unique(sample & mask, return_counts=True)[1].astype(np.float64)
             seen = float((counts * (counts - 1)).sum()) / max(1, sample.size) / max(1, sample.size)
             floor = 0.5 ** int(mask).bit_count()
-            compared += min(max(seen, floor) * n / 2, 4 * _LARGE)
-        cost = len(tables) * (45 + compared / len(looked))
+            compared += min(max(seen, floor) * n / 2, _LARGE)
+        cost = len(tables) * (27 + 20 * compared / len(looked))  # nanoseconds, as measured
         if cost < best_cost:
             best, best_cost = k, cost
     return best
@@ -79,7 +82,7 @@ def _mask(k: int, chosen: tuple[int, ...]) -> np.uint64:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _bucket(value: np.uint64, mask: np.uint64, down: np.uint64) -> int:
+def _bucket(value: np.uint64, mask: np.uint64, down: np.uint64) -> np.int64:
     """The bucket of a fingerprint: leading bits of a hash of the masked bits. Strangers may meet in one; friends do."""
     chosen = value & mask
     return np.int64(((chosen ^ (chosen >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> down)
@@ -109,9 +112,9 @@ def collapse(fingerprints: U64, first: I32) -> int:
     if bits:
         ends = starts[:-1].copy()
         for i in range(n):
-            p = np.int64(mix64(fingerprints[i]) >> down)
-            rows[ends[p]] = i
-            ends[p] += 1
+            part = np.int64(mix64(fingerprints[i]) >> down)
+            rows[ends[part]] = i
+            ends[part] += 1
     else:
         for i in range(n):
             rows[i] = i
@@ -171,11 +174,11 @@ def _search(
     part_values, part_rows = np.empty(starts[-1], np.uint64), np.empty(starts[-1], np.int32)
     ends = starts[:-1].copy()
     for i in range(values.size):
-        p = _bucket(values[i], mask, down) - first if coarse else 0
-        if 0 <= p < last - first:
-            place = ends[p]
+        part = _bucket(values[i], mask, down) - first if coarse else np.int64(0)
+        if 0 <= part < last - first:
+            place = ends[part]
             part_values[place], part_rows[place] = values[i], i
-            ends[p] = place + 1
+            ends[part] = place + 1
 
     left, right = np.empty(1024, np.int32), np.empty(1024, np.int32)
     edges = 0
@@ -201,16 +204,17 @@ def _search(
             chain[i - begin] = j
             if j < 0:
                 continue
+            if size[q] == _NONE:  # marked
+                continue
             size[q] += 1  # the bucket's rows but the first
             if near_pairs[q] > _EDGES * size[q] + _DENSE or size[q] >= _LARGE:
-                if size[q] < _NONE // 2:  # not marked before
-                    size[q] = _NONE // 2
-                    if marks == marked.size:
-                        more_marked = np.empty(2 * marks, np.uint64)
-                        more_marked[:marks] = marked
-                        marked = more_marked
-                    marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
-                    marks += 1
+                size[q] = _NONE
+                if marks == marked.size:
+                    more_marked = np.empty(2 * marks, np.uint64)
+                    more_marked[:marks] = marked
+                    marked = more_marked
+                marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
+                marks += 1
                 continue
             while j >= 0:
                 differ = value ^ part_values[begin + j]
@@ -247,7 +251,15 @@ def _by_later(n: int, left: I32, right: I32, starts: I64, earlier: I32) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _greedy(
-    values: U64, starts: I64, earlier: I32, masks: U64, downs: U64, marked: U64, marked_start: I64, distance: int, keeper: I32
+    values: U64,
+    starts: I64,
+    earlier: I32,
+    masks: U64,
+    downs: U64,
+    marked: U64,
+    marked_start: I64,
+    distance: int,
+    keeper: I32,
 ) -> None:
     """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
 
@@ -261,8 +273,16 @@ def _greedy(
     tables = masks.size
     near = np.uint64(distance)
     # The kept rows of the marked buckets: a chain of blocks of eight a bucket, in one pool.
-    head, tail, fill = np.full(marked.size, -1, np.int64), np.full(marked.size, -1, np.int64), np.zeros(marked.size, np.int64)
-    pool_values, pool_rows, pool_next = np.empty(8 * 256, np.uint64), np.empty(8 * 256, np.int32), np.full(256, -1, np.int64)
+    head, tail, fill = (
+        np.full(marked.size, -1, np.int64),
+        np.full(marked.size, -1, np.int64),
+        np.zeros(marked.size, np.int64),
+    )
+    pool_values, pool_rows, pool_next = (
+        np.empty(8 * 256, np.uint64),
+        np.empty(8 * 256, np.int32),
+        np.full(256, -1, np.int64),
+    )
     used = 0
     place = np.empty(tables, np.int64)
     for row in range(values.size):
@@ -304,7 +324,11 @@ def _greedy(
                         if used == pool_next.size:
                             new_values, new_rows = np.empty(16 * used, np.uint64), np.empty(16 * used, np.int32)
                             new_next = np.full(2 * used, -1, np.int64)
-                            new_values[: 8 * used], new_rows[: 8 * used], new_next[:used] = pool_values, pool_rows, pool_next
+                            new_values[: 8 * used], new_rows[: 8 * used], new_next[:used] = (
+                                pool_values,
+                                pool_rows,
+                                pool_next,
+                            )
                             pool_values, pool_rows, pool_next = new_values, new_rows, new_next
                         if tail[at] < 0:
                             head[at] = used
@@ -337,7 +361,7 @@ def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -
     scratch = max(1 << 16, _SCRATCH // max(1, threads))
 
     def layout(t: int) -> list[tuple[int, int, int, I64, int, int]]:
-        coarse = max(0, int(bits[t]) - 12)
+        coarse = min(int(bits[t]), max(0, n.bit_length() - _PART))
         counts = np.zeros(1 << coarse, np.int64)
         if coarse:
             _histogram(values, masks[t], np.uint64(64 - coarse), counts)
@@ -389,9 +413,7 @@ def _number(first: I32, rows: I32) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _verdicts(
-    text_hash: U64, place: I32, rows: I32, keepers: I32, exact: bool, verdict: npt.NDArray[np.uint8], keeper: I64
-) -> None:
+def _verdicts(text_hash: U64, place: I32, rows: I32, keepers: I32, exact: bool, verdict: U8, keeper: I64) -> None:
     """From the keepers of distinct fingerprints to a verdict a row."""
     for row in range(place.size):
         kept = np.int64(rows[keepers[place[row]]])
@@ -406,7 +428,7 @@ def _verdicts(
 
 def decide(
     fingerprint: U64, text_hash: U64, distance: int, exact: bool, near: bool, threads: int = 1
-) -> tuple[npt.NDArray[np.uint8], I64]:
+) -> tuple[U8, I64]:
     """Verdicts and keepers of rows in rank order; see `corpusprep.stages.dedup.decide`."""
     n = fingerprint.size
     if n < 2 or not (exact or near):

@@ -26,7 +26,10 @@ from corpusprep.arrow import U64, mix64
 
 UNICODE = unicodedata.unidata_version
 
+U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Int = int | np.int64  # what a kernel counts with; plain int() would keep an unsigned type, and mixed types make floats
 U32 = npt.NDArray[np.uint32]
 
 _DROP = 0  # U+0000 is dropped itself, so 0 is free to say so
@@ -34,11 +37,22 @@ _COMBINES = 1 << 30  # the character may reorder or compose with what stands bef
 _SEQUENCE = 1 << 29  # the low bits are a place in `sequences`
 _LOW = (1 << 29) - 1
 # Nothing here folds to anything but itself; looping over it would triple the time to build the tables.
-_PLAIN = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xAC00, 0xD7A4), (0xD800, 0xF900), (0x17000, 0x18D09), (0x20000, 0x2F800), (0x2FA1E, 0xE0000))
-_IGNORABLE = frozenset([0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+_PLAIN = (
+    (0x3400, 0x4DC0),
+    (0x4E00, 0xA000),
+    (0xAC00, 0xD7A4),
+    (0xD800, 0xF900),
+    (0x17000, 0x18D09),
+    (0x20000, 0x2F800),
+)
+_LAST = 0xE1000
+# Fillers and variation selectors: letters and marks by category, and never seen.
+_UNSEEN = frozenset(
+    [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)]
+) | frozenset(range(0xE0100, 0xE01F0))
 
 SOURCE, TARGET = 1, 2  # start each feature's hash: one feature for each side
-_BASE = 0x9E3779B97F4A7C15 | 1
+_BASE = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -58,10 +72,10 @@ class Tables(NamedTuple):
 
     fold: I32
     sequences: I32
-    ccc: npt.NDArray[np.uint8]
-    pairs: npt.NDArray[np.int64]
+    ccc: U8
+    pairs: I64
     composed: I32
-    parts: npt.NDArray[np.int64]
+    parts: I64
     whole: I32
 
 
@@ -73,7 +87,12 @@ def fold_character(character: str) -> str:
         if step == text:
             break
         text = step
-    return "".join(c for c in text if unicodedata.category(c)[0] not in "PSZ" and unicodedata.category(c) not in ("Cc", "Cf") and ord(c) not in _IGNORABLE)
+    return "".join(c for c in text if not _is_dropped(c))
+
+
+def _is_dropped(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "PSZ" or category in ("Cc", "Cf") or ord(character) in _UNSEEN
 
 
 def normalise(text: str) -> str:
@@ -90,10 +109,10 @@ def tables() -> Tables:
     pairs: list[tuple[int, int]] = []
     seconds: set[int] = set()
     ranges, start = [], 0
-    for a, b in _PLAIN:
-        ranges.append(range(start, a))
-        start = b
-    ranges.append(range(start, 0xE1000))
+    for first_plain, first_other in _PLAIN:
+        ranges.append(range(start, first_plain))
+        start = first_other
+    ranges.append(range(start, _LAST))
     for block in ranges:
         for code in block:
             character = chr(code)
@@ -114,7 +133,7 @@ def tables() -> Tables:
     combines = ccc > 0
     combines[list(seconds)] = True
     combines[0x1161:0x1176] = combines[0x11A8:0x11C3] = True  # the vowels and finals of Hangul
-    for code in np.flatnonzero(fold != np.arange(fold.size)):
+    for code in np.flatnonzero(fold != np.arange(fold.size)).tolist():
         value = int(fold[code])
         if value & _SEQUENCE:
             place = value & _LOW
@@ -132,7 +151,7 @@ def tables() -> Tables:
 
 
 @numba.njit(cache=True, nogil=True)
-def _compose(first: int, second: int, t: Tables) -> int:
+def _compose(first: Int, second: Int, t: Tables) -> Int:
     """What two characters compose to, or 0."""
     if 0x1100 <= first < 0x1113 and 0x1161 <= second < 0x1176:
         return 0xAC00 + ((first - 0x1100) * 21 + (second - 0x1161)) * 28
@@ -146,7 +165,7 @@ def _compose(first: int, second: int, t: Tables) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _push(out: U32, size: int, code: int, t: Tables) -> int:
+def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
     """Appends a character that may combine to `out[:size]`, a text in NFC, so that it is in NFC again; the new size."""
     start = size - 1
     while start > 0 and t.ccc[out[start]] != 0:
@@ -154,7 +173,7 @@ def _push(out: U32, size: int, code: int, t: Tables) -> int:
     if start < 0:
         out[0] = code
         return 1
-    rank = t.ccc[code]
+    rank = np.int64(t.ccc[code])
     if rank == 0:  # composes with the character right before it or not at all
         made = _compose(np.int64(out[size - 1]), code, t) if start == size - 1 else 0
         if made:
@@ -188,7 +207,7 @@ def _push(out: U32, size: int, code: int, t: Tables) -> int:
     for i in range(1, n):  # insertion sort by class, stable; starters are walls
         j = i
         moving = tail[i]
-        rank = t.ccc[moving]
+        rank = np.int64(t.ccc[moving])
         while rank != 0 and j > 0 and t.ccc[tail[j - 1]] > rank:
             tail[j] = tail[j - 1]
             j -= 1
@@ -196,7 +215,7 @@ def _push(out: U32, size: int, code: int, t: Tables) -> int:
     base = start
     out[start] = tail[0]
     size = start + 1
-    last = -1 if t.ccc[tail[0]] == 0 else 256
+    last: Int = -1 if t.ccc[tail[0]] == 0 else 256
     for i in range(1, n):
         rank = np.int64(t.ccc[tail[i]])
         made = 0
@@ -211,81 +230,70 @@ def _push(out: U32, size: int, code: int, t: Tables) -> int:
     return size
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _decode(data: U8, i: Int, end: Int) -> tuple[Int, Int]:
+    """The code point at `data[i]` that is not ASCII, and where the next one starts; U+FFFD where the text is cut."""
+    byte = np.int64(data[i])
+    length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2
+    if i + length > end:
+        return 0xFFFD, end
+    code = byte & (0x7F >> length)
+    for k in range(1, length):
+        code = code << 6 | np.int64(data[i + k] & 63)
+    return (code if code < 0x110000 else 0xFFFD), i + length
+
+
 @numba.njit(cache=True, nogil=True)
-def fold_text(data: npt.NDArray[np.uint8], start: int, end: int, t: Tables, out: U32) -> int:
+def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     """Writes the normalised form of the UTF-8 text `data[start:end]` to `out` and returns its length.
 
     `out` must hold 6 code points a byte, which is what the worst ligature needs.
     """
-    size = 0
+    size: Int = 0
     i = start
     while i < end:
-        byte = np.int64(data[i])
+        byte = data[i]
         if byte < 0x80:
-            folded = t.fold[byte]
             i += 1
+            folded = t.fold[byte]
             if folded:
                 out[size] = folded
                 size += 1
             continue
-        code = np.int64(0xFFFD)
-        if byte >= 0xF0:
-            if i + 3 < end:
-                code = (byte & 7) << 18 | np.int64(data[i + 1] & 63) << 12 | np.int64(data[i + 2] & 63) << 6 | np.int64(data[i + 3] & 63)
-            i += 4
-        elif byte >= 0xE0:
-            if i + 2 < end:
-                code = (byte & 15) << 12 | np.int64(data[i + 1] & 63) << 6 | np.int64(data[i + 2] & 63)
-            i += 3
-        else:
-            if i + 1 < end:
-                code = (byte & 31) << 6 | np.int64(data[i + 1] & 63)
-            i += 2
-        folded = t.fold[code] if code < 0x110000 else 0
+        code, i = _decode(data, i, end)
+        folded = t.fold[code]
         if folded < _SEQUENCE:
             if folded:
                 out[size] = folded
                 size += 1
             continue
-        first = 0
-        count = 1
+        first: Int = 0
+        count: Int = 1
         if folded & _SEQUENCE:
             first = (folded & _LOW) + 1
             count = np.int64(t.sequences[first - 1])
         for k in range(count):
             piece = np.int64(t.sequences[first + k]) if folded & _SEQUENCE else np.int64(folded & _LOW)
-            if folded & _COMBINES:
-                flagged = np.int64(t.fold[piece])
-                if flagged & _COMBINES:
-                    size = _push(out, size, piece, t)
-                    continue
-            out[size] = piece
-            size += 1
+            if folded & _COMBINES and t.fold[piece] & _COMBINES:
+                size = _push(out, size, piece, t)
+            else:
+                out[size] = piece
+                size += 1
     if size == 0:  # nothing but symbols: the text itself
         i = start
         while i < end:
-            byte = np.int64(data[i])
-            if byte < 0x80:
-                out[size] = byte
+            code = np.int64(data[i])
+            if code < 0x80:
                 i += 1
-            elif byte >= 0xF0 and i + 3 < end:
-                out[size] = (byte & 7) << 18 | np.int64(data[i + 1] & 63) << 12 | np.int64(data[i + 2] & 63) << 6 | np.int64(data[i + 3] & 63)
-                i += 4
-            elif byte >= 0xE0 and i + 2 < end:
-                out[size] = (byte & 15) << 12 | np.int64(data[i + 1] & 63) << 6 | np.int64(data[i + 2] & 63)
-                i += 3
-            elif i + 1 < end:
-                out[size] = (byte & 31) << 6 | np.int64(data[i + 1] & 63)
-                i += 2
             else:
-                out[size] = 0xFFFD
-                i += 1
+                code, i = _decode(data, i, end)
+            out[size] = code
             size += 1
     return size
 
 
 @numba.njit(cache=True, nogil=True)
-def hash_codes(codes: U32, size: int, seed: int) -> np.uint64:
+def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
     """Exact 64-bit hash of `codes[:size]`."""
     state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
     i = 0
@@ -308,7 +316,7 @@ def feature_hash(marker: int, feature: str) -> int:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def gram(codes: U32, i: int, n: int, marker: int) -> np.uint64:
+def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     value = np.uint64(marker)
     for k in range(n):
         value = value * np.uint64(_BASE) + np.uint64(codes[i + k])
@@ -326,7 +334,7 @@ def _add(planes: U64, level: int, bits: np.uint64) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def add_features(codes: U32, size: int, n: int, marker: int, planes: U64) -> int:
+def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int:
     """Counts the features of one text: its character n-grams, or the whole text where it is shorter than n.
 
     The 64 counters are kept as bit planes, so that one feature costs a few operations on whole words: three planes
@@ -349,22 +357,22 @@ def add_features(codes: U32, size: int, n: int, marker: int, planes: U64) -> int
     ones, twos, fours = planes[0], planes[1], planes[2]
     i = 0
     while i + 8 <= count:
-        a, b = gram(codes, i, n, marker), gram(codes, i + 1, n, marker)
+        a, b = _gram(codes, i, n, marker), _gram(codes, i + 1, n, marker)
         u = ones ^ a
         twos_a = (ones & a) | (u & b)
         ones = u ^ b
-        a, b = gram(codes, i + 2, n, marker), gram(codes, i + 3, n, marker)
+        a, b = _gram(codes, i + 2, n, marker), _gram(codes, i + 3, n, marker)
         u = ones ^ a
         twos_b = (ones & a) | (u & b)
         ones = u ^ b
         u = twos ^ twos_a
         fours_a = (twos & twos_a) | (u & twos_b)
         twos = u ^ twos_b
-        a, b = gram(codes, i + 4, n, marker), gram(codes, i + 5, n, marker)
+        a, b = _gram(codes, i + 4, n, marker), _gram(codes, i + 5, n, marker)
         u = ones ^ a
         twos_a = (ones & a) | (u & b)
         ones = u ^ b
-        a, b = gram(codes, i + 6, n, marker), gram(codes, i + 7, n, marker)
+        a, b = _gram(codes, i + 6, n, marker), _gram(codes, i + 7, n, marker)
         u = ones ^ a
         twos_b = (ones & a) | (u & b)
         ones = u ^ b
@@ -378,13 +386,13 @@ def add_features(codes: U32, size: int, n: int, marker: int, planes: U64) -> int
         i += 8
     planes[0], planes[1], planes[2] = ones, twos, fours
     while i < count:
-        _add(planes, 0, gram(codes, i, n, marker))
+        _add(planes, 0, _gram(codes, i, n, marker))
         i += 1
     return count
 
 
 @numba.njit(cache=True, nogil=True)
-def majority(planes: U64, count: int) -> np.uint64:
+def majority(planes: U64, count: Int) -> np.uint64:
     """The fingerprint: the bits that more than half of `count` features have (a tie is 0, as in `simhash`)."""
     least = np.uint64(count // 2 + 1)
     above, equal = np.uint64(0), ~np.uint64(0)
@@ -399,9 +407,16 @@ def majority(planes: U64, count: int) -> np.uint64:
 
 @numba.njit(cache=True, nogil=True)
 def fingerprints(
-    src_offsets: npt.NDArray[np.int64], src: npt.NDArray[np.uint8], tgt_offsets: npt.NDArray[np.int64], tgt: npt.NDArray[np.uint8],
-    sides: int, n: int, t: Tables, fingerprint: U64, text_hash: U64,
-) -> None:  # fmt: skip
+    src_offsets: I64,
+    src: U8,
+    tgt_offsets: I64,
+    tgt: U8,
+    sides: int,
+    n: int,
+    t: Tables,
+    fingerprint: U64,
+    text_hash: U64,
+) -> None:
     """Fingerprint and exact hash of every row.
 
     Args:
@@ -418,7 +433,7 @@ def fingerprints(
     planes = np.zeros(40, np.uint64)
     for row in range(fingerprint.size):
         planes[:] = np.uint64(0)
-        count = 0
+        count: Int = 0
         exact = np.uint64(0)
         if sides & SOURCE:
             size = fold_text(src, src_offsets[row], src_offsets[row + 1], t, codes)

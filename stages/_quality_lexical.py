@@ -219,10 +219,19 @@ def features(
         a, b = src_row[r], tgt_row[r]
         ns = text.decode(sd, so[a], so[a + 1], ps)
         nt = text.decode(td, to[b], to[b + 1], pt)
+        share = abs(cut[r])
+        if share > 1:  # cut, but closed with the mark that closed the whole
+            share -= 1
         if cut[r] > 0:
-            nt = max(1, int(nt * cut[r]))
+            last = pt[nt - 1] if nt > 0 else np.uint32(0)
+            nt = max(min(nt, 1), int(nt * share))
+            if cut[r] > 1 and nt > 0:
+                pt[nt - 1] = last
         elif cut[r] < 0:
-            ns = max(1, int(-ns * cut[r]))
+            last = ps[ns - 1] if ns > 0 else np.uint32(0)
+            ns = max(min(ns, 1), int(ns * share))
+            if cut[r] < -1 and ns > 0:
+                ps[ns - 1] = last
         text.scan(ps, ns, classes, folded, src_plan, stok, sk, sw, ss, sh, sn, sc)
         text.scan(pt, nt, classes, folded, tgt_plan, ttok, tk, tw, ts, th, tn, tc)
         g = fold[r]
@@ -347,10 +356,13 @@ def apply(x: F32, weights: F64, out: F32) -> None:
     """Probabilities of the rows of `x`, summed in a fixed order."""
     k = x.shape[1]
     for r in range(x.shape[0]):
-        s = weights[k]
-        for c in range(k):
-            s += weights[c] * x[r, c]
-        out[r] = 1.0 / (1.0 + np.exp(-min(max(s, -30.0), 30.0)))
+        odds = 1.0
+        for m in range(weights.shape[0]):
+            s = weights[m, k]
+            for c in range(k):
+                s += weights[m, c] * x[r, c]
+            odds += np.exp(-min(max(s, -30.0), 30.0))
+        out[r] = 1.0 / odds
 
 
 @numba.njit(cache=True, nogil=True)
@@ -402,10 +414,12 @@ def learn(sample: pa.Table, limit: int, seed: int) -> bytes:
 
 
 class Options(NamedTuple):
-    rounds: int = 4
-    agree: bool = False
+    rounds: int = 3
+    agree: bool = True
     prior: float = 0.0
     min_links: int = 1
+    mis: float = 0.7
+    cut: float = 0.3
 
 
 def fit(src_text: tuple[I64, U8], tgt_text: tuple[I64, U8], src_lang: str, tgt_lang: str, keys: U64, options: Options = Options()) -> Model:
@@ -433,7 +447,7 @@ def fit(src_text: tuple[I64, U8], tgt_text: tuple[I64, U8], src_lang: str, tgt_l
     targets, values, owner = targets[live], values[live], owner[live]
     starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=src.keys.size))]).astype(np.int64)
     lengths = [np.diff(t[0]) for t in (src_text, tgt_text)]
-    model = Model(src, tgt, starts, targets, values, np.array([0.0, 1.0, 0.0]), np.zeros(N_FEATURES + 1), np.array([n]))
+    model = Model(src, tgt, starts, targets, values, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)), np.array([n]))
     judge = Judge(model, src_lang, tgt_lang)
     rows = np.arange(n)
     none = np.zeros(n, np.float32)
@@ -441,28 +455,25 @@ def fit(src_text: tuple[I64, U8], tgt_text: tuple[I64, U8], src_lang: str, tgt_l
     length = _fit_length(x[:, -1], x[:, -2])
     model = model._replace(length=length)
     judge = Judge(model, src_lang, tgt_lang)
-    # Rows against themselves, against others of their fold, and with one side cut short.
-    pairs = [(rows, rows, none, 1.0, 1.0)]
-    for shift in (1, 2):
-        other = _others(folds, keys, None, shift)
-        pairs.append((rows, other, none, 0.0, 0.2))
-    for shift in (1, 2):
-        other = _others(folds, keys, lengths[1], shift)
-        pairs.append((rows, other, none, 0.0, 0.2))
-    share = ((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 0.35 + 0.2).astype(np.float32)
+    # Three kinds of row: real ones; ones against others of their fold; ones with a side cut short.
+    none_wrong = [(rows, rows, none)]
+    shuffled = [(rows, _others(folds, keys, by, shift), none) for by in (None, lengths[1]) for shift in (1, 2)]
+    shuffled = [(p[0][p[0] != p[1]], p[1][p[0] != p[1]], p[2][p[0] != p[1]]) for p in shuffled]
+    share = ((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 0.35 + 0.15).astype(np.float32)
+    closed = share + ((keys >> np.uint64(3)) & np.uint64(1)).astype(np.float32)
     long = rows[x[:, -2] > np.log(10)]
-    pairs.append((long, long, share[long], 0.0, 0.2))
-    pairs.append((long, long, -share[long], 0.0, 0.1))
-    a, b, cut = (np.concatenate([p[k] for p in pairs]) for k in range(3))
-    y, w = (np.concatenate([np.full(len(p[0]), p[k]) for p in pairs]) for k in (3, 4))
-    proper = (a != b) | (cut != 0) | (y == 1)
-    a, b, cut, y, w = (v[proper] for v in (a, b, cut, y, w))
-    x = judge.features(src_text, tgt_text, a, b, cut, folds[a])
-    weights = _regress(x, y, w, 1.0)
-    p = np.empty(n, np.float32)
-    apply(x[:n], weights, p)
-    w[:n] = np.where(p < 0.1, 0.0, 1.0)  # a real row that looks like noise most likely is
-    weights = _regress(x, y, w, 1.0)
+    short = [(long, long, closed[long]), (long, long, -closed[long])]
+    x0, x1, x2 = (
+        judge.features(src_text, tgt_text, *(np.concatenate([p[k] for p in part]) for k in range(3)),
+                       folds[np.concatenate([p[0] for p in part])])
+        for part in (none_wrong, shuffled, short)
+    )
+    w0 = np.ones(n)
+    for _ in range(2):
+        weights = np.stack([_contrast(x0, w0, bad, prior) for bad, prior in ((x1, options.mis), (x2, options.cut))])
+        p = np.empty(n, np.float32)
+        apply(x0, weights, p)
+        w0 = np.where(p < 0.1, 0.0, 1.0)
     return model._replace(weights=weights)
 
 
@@ -568,6 +579,13 @@ def _regress(x: F32, y: F64, w: F64, ridge: float) -> F64:
     return weights
 
 
+def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
+    x = np.concatenate([good, bad])
+    y = np.concatenate([np.ones(len(good)), np.zeros(len(bad))])
+    w = np.concatenate([weight, np.full(len(bad), prior * len(good) / max(len(bad), 1))])
+    return _regress(x, y, w, 1.0)
+
+
 class Judge:
     """Scores rows of one pair by a model."""
 
@@ -622,7 +640,7 @@ _FIELDS: tuple[tuple[str, type, int], ...] = (
     ("src.keys", np.uint64, 1), ("src.kinds", np.uint8, 1), ("src.counts", np.int32, FOLDS), ("src.rows", np.int64, 1),
     ("tgt.keys", np.uint64, 1), ("tgt.kinds", np.uint8, 1), ("tgt.counts", np.int32, FOLDS), ("tgt.rows", np.int64, 1),
     ("starts", np.int64, 1), ("targets", np.int32, 1), ("values", np.uint8, 2 * FOLDS), ("length", np.float64, 1),
-    ("weights", np.float64, 1), ("rows", np.int64, 1),
+    ("weights", np.float64, N_FEATURES + 1), ("rows", np.int64, 1),
 )  # fmt: skip
 _MAGIC = b"corpusprep lexical 1\n"
 
@@ -661,5 +679,5 @@ def unpack(state: bytes) -> Model:
     ]
     return Model(
         sides[0], sides[1], found["starts"], found["targets"], found["values"].reshape(-1, FOLDS, 2), found["length"],
-        found["weights"], found["rows"],
+        found["weights"].reshape(2, -1), found["rows"],
     )  # fmt: skip

@@ -177,7 +177,7 @@ def scan(
             i += 1
             continue
         if c == BREAK:
-            if p == 0x3F or p == 0xFF1F or p == 0x61F or p == 0x37E:
+            if p == 0x3F or p == 0xFF1F or p == 0x61F or p == 0x2E2E or p == 0x37E:
                 counts[QUESTION] += 1
                 counts[FINAL] = 2
             elif p == 0x21 or p == 0xFF01:

@@ -220,8 +220,8 @@ def plan(counts: Mapping[str, PairCount], settings: BalanceSettings) -> Plan:
     targets = _arithmetic.fill(budget, whole, floors, caps)
     short = {
         pair: max(want, floor) - cap
-        for pair, want, floor, cap in zip(pairs, wanted, asked, caps, strict=True)
-        if max(want, floor) > cap
+        for pair, want, floor, cap, target in zip(pairs, wanted, asked, caps, targets, strict=True)
+        if max(want, floor) > cap == target
     }
     return Plan(
         budget,

@@ -7,10 +7,6 @@ Hamming distance. Duplicates are decided greedily: a row is dropped only if it i
 
 from __future__ import annotations
 
-import glob
-import gzip
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from corpusprep.arrow import U64, string_buffers
-from corpusprep.errors import InputError, SettingsError
+from corpusprep.arrow import U64, hash_strings, string_buffers
+from corpusprep.errors import SettingsError
 from corpusprep.stage import PROVENANCE, Outcome, StageSettings, split
 
 REASONS = ["dedup.exact", "dedup.near"]
@@ -52,13 +48,14 @@ class DedupSettings(StageSettings):
     """Which of several duplicates is kept: the earliest, or the one of highest score (rows without one come last)."""
 
     clusters: bool = False
-    """Add a column `cluster` (int64): the place, in the table given, of the row that this one duplicates, or its own."""
+    """Say which kept row each row duplicates. On a whole table this is a column `cluster` (int64): the place, in the
+    table given, of that row, or the row's own."""
 
     against: tuple[str, ...] = ()
-    """Evaluation text to protect: files, folders or globs; text of one column, or two separated by a tab, gzip allowed.
-    A row of which a side copies it is dropped (`dedup.evaluation`)."""
+    """Evaluation text to protect: files, folders or globs; text of one column, or two separated by a tab, JSON lines or
+    Parquet. A row of which a side copies it is dropped (`dedup.evaluation`)."""
 
-    evaluation_overlap: float = Field(default=0.6, gt=0, le=1)
+    evaluation_overlap: float = Field(default=0.5, gt=0, le=1)
     """A side copies an evaluation sentence when it repeats at least this share of the sentence's character 8-grams."""
 
     evaluation_min_chars: int = Field(default=25, ge=8)
@@ -86,18 +83,15 @@ def dedup(
     """
     if index is None and settings.against:
         index = EvaluationIndex.from_files(settings.against, settings)
-    if "fingerprint" in table.column_names and "text_hash" not in table.column_names:
-        table = table.drop_columns(["fingerprint"])
-    if "text_hash" not in table.column_names:
-        table = fingerprint(table, settings)
+    table = fingerprint(table, settings)
     n = table.num_rows
     verdict = np.zeros(n, np.uint8)
     cluster = np.arange(n, dtype=np.int64)
     if index is not None:
         verdict[_leaks(table, index, settings)] = 3
     fingerprints, hashes = _uint64(table, "fingerprint"), _uint64(table, "text_hash")
-    for rows in _partitions(table, settings, np.flatnonzero(verdict == 0)):
-        rows = rows[_rank(table.take(pa.array(rows)), settings)]
+    rank = _rank(table, settings)
+    for rows in _partitions(table, settings, rank[verdict[rank] == 0]):
         found, keeper = decide(fingerprints[rows], hashes[rows], settings)
         verdict[rows] = found
         cluster[rows] = rows[keeper]
@@ -217,12 +211,14 @@ class EvaluationIndex:
 
     @classmethod
     def from_files(cls, paths: Sequence[str], settings: DedupSettings) -> EvaluationIndex:
-        """The index of files, folders and globs of text with one column, or two separated by a tab.
+        """The index of files, folders and globs.
 
         Raises:
-            InputError: nothing is there, a file is not UTF-8 or broken, or a line has three columns or more.
+            InputError: a file is missing or damaged.
         """
-        return cls.from_texts([item for file in evaluation_files(paths) for item in _read_evaluation(file)], settings)
+        from corpusprep.sources.texts import read_texts
+
+        return cls.from_texts(read_texts(paths), settings)
 
     def shares(self, table: pa.Table, settings: DedupSettings) -> npt.NDArray[np.float32]:
         """The largest share of an evaluation text's n-grams that a side of each row repeats, shape (n,).
@@ -240,57 +236,8 @@ class EvaluationIndex:
 
 
 def protect(table: pa.Table, index: EvaluationIndex, settings: DedupSettings) -> Outcome:
-    """Drops the rows of which a side (or the pair, where a side is short) copies evaluation text: `dedup.evaluation`."""
+    """Drops rows of which a side, or the pair where a side is short, copies evaluation text: `dedup.evaluation`."""
     return split(table, _leaks(table, index, settings).astype(np.uint8), ["dedup.evaluation"])
-
-
-def evaluation_files(paths: Sequence[str]) -> list[str]:
-    """The files that paths, folders and globs name, sorted, each once.
-
-    Raises:
-        InputError: a path names no file.
-    """
-    found: set[str] = set()
-    for path in paths:
-        if os.path.isdir(path):
-            here = [os.path.join(base, name) for base, _, names in os.walk(path) for name in names if name[0] != "."]
-        else:
-            here = [path] if os.path.isfile(path) else [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
-        if not here:
-            raise InputError(path, "there is no evaluation text here", "Name a file, a folder or a glob in dedup.against")
-        found.update(here)
-    return sorted(found)
-
-
-def _read_evaluation(file: str) -> Iterator[pa.Array[Any] | tuple[pa.Array[Any], pa.Array[Any]]]:
-    """The columns of one file: its lines of one column, and its lines of two."""
-    try:
-        with open(file, "rb") as raw:
-            data = raw.read()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        row = error.object[: error.start].count(b"\n")
-        raise InputError(file, "the text is not UTF-8", "Convert the file to UTF-8", row) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(file, f"the file cannot be read ({error})", "Fetch the file again, or leave it out") from error
-    single: list[str] = []
-    left: list[str] = []
-    right: list[str] = []
-    for row, line in enumerate(lines):
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) == 1:
-            single.append(cells[0])
-        elif len(cells) == 2:
-            left.append(cells[0])
-            right.append(cells[1])
-        else:
-            raise InputError(file, f"a line has {len(cells)} columns", "Give one sentence, or two separated by a tab, a line", row)
-    if any(single):
-        yield pa.array(single, pa.large_string())
-    if left:
-        yield pa.array(left, pa.large_string()), pa.array(right, pa.large_string())
 
 
 def _leaks(table: pa.Table, index: EvaluationIndex, settings: DedupSettings) -> npt.NDArray[np.bool_]:
@@ -301,29 +248,32 @@ def _uint64(table: pa.Table, name: str) -> U64:
     return np.ascontiguousarray(table[name].to_numpy(), np.uint64)
 
 
-def _partitions(table: pa.Table, settings: DedupSettings, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """The rows that are compared with each other: those of one language pair, or all."""
+def _partitions(
+    table: pa.Table, settings: DedupSettings, rows: npt.NDArray[np.int64]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Parts rows, in order, into those that are compared with each other: of one language pair, or all."""
     if settings.scope == "all" or rows.size == 0:
         yield rows
         return
-    pairs = pc.binary_join_element_wise(
-        *(pc.fill_null(table[name].cast(pa.string()), "") for name in ("src_lang", "tgt_lang")), " "
-    )
-    codes = pc.dictionary_encode(pairs.combine_chunks() if isinstance(pairs, pa.ChunkedArray) else pairs).indices.to_numpy()[rows]
-    order = np.argsort(codes, kind="stable")
-    yield from np.split(rows[order], np.flatnonzero(np.diff(codes[order])) + 1)
+    key = hash_strings(table["tgt_lang"], hash_strings(table["src_lang"]))[rows]
+    order = np.argsort(key, kind="stable")
+    yield from np.split(rows[order], np.flatnonzero(np.diff(key[order])) + 1)
 
 
 def _rank(table: pa.Table, settings: DedupSettings) -> npt.NDArray[np.int64]:
-    """The order in which rows are preferred, best first."""
-    keys: list[tuple[str, str]] = []
+    """All rows, the preferred ones first."""
+    keys: list[tuple[str, Literal["ascending", "descending"]]] = []
+    columns: dict[str, Any] = {}
     if settings.keep == "score":
         if "score" not in table.column_names:
-            raise SettingsError('dedup.keep = "score" needs a column "score", which this table lacks. Use keep = "first".')
-        scores = pc.if_else(pc.is_nan(table["score"].cast(pa.float64())), None, table["score"].cast(pa.float64()))
-        table = table.set_column(table.column_names.index("score"), "score", scores)
+            raise SettingsError('dedup.keep = "score" needs a column "score", which this table lacks. Use "first".')
+        scores = table["score"].cast(pa.float64()).to_numpy()
+        columns["score"] = np.where(np.isnan(scores), -np.inf, scores)
         keys.append(("score", "descending"))
-    keys += [(name, "ascending") for name in PROVENANCE if name in table.column_names]
-    place = "__place"
-    table = table.select([name for name, _ in keys]).append_column(place, pa.array(np.arange(table.num_rows)))
-    return pc.sort_indices(table, [*keys, (place, "ascending")]).to_numpy().astype(np.int64)
+    for name in PROVENANCE:
+        if name in table.column_names:
+            columns[name] = table[name]
+            keys.append((name, "ascending"))
+    columns["place"] = np.arange(table.num_rows)
+    keys.append(("place", "ascending"))
+    return np.asarray(pc.sort_indices(pa.table(columns), keys)).astype(np.int64)

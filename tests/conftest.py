@@ -19,9 +19,15 @@ _WORDS = {
 }  # fmt: skip
 _FRAMES = [
     ("The {0} and the {1} are near the {2}.", "Das {0} und das {1} sind bei dem {2}."),
-    ("We saw the {0} yesterday, but not the {1} or the {2}.", "Wir sahen gestern das {0}, aber nicht das {1} oder das {2}."),
+    (
+        "We saw the {0} yesterday, but not the {1} or the {2}.",
+        "Wir sahen gestern das {0}, aber nicht das {1} oder das {2}.",
+    ),
     ("Without the {0} there is neither {1} nor {2} here.", "Ohne das {0} gibt es hier weder {1} noch {2}."),
-    ("Do you know whether the {0} is older than the {1} of the {2}?", "Weißt du, ob das {0} älter ist als das {1} des {2}?"),
+    (
+        "Do you know whether the {0} is older than the {1} of the {2}?",
+        "Weißt du, ob das {0} älter ist als das {1} des {2}?",
+    ),
     ("My {0} has lost the {1} again, said the old {2}.", "Mein {0} hat das {1} wieder verloren, sagte das alte {2}."),
 ]
 
@@ -69,7 +75,9 @@ def bitext(tmp_path: Path) -> Callable[..., Path]:
         nllb.mkdir()
         for number in range(shards):
             part = pairs[rows * (number + 1) : rows * (number + 2)]
-            lines = [f"{de}\t{en}\t1.{100 + i % 90}\t0.9\t0.9\tcc\tu\tcc\tv\n".encode() for i, (en, de) in enumerate(part)]
+            lines = [
+                f"{de}\t{en}\t1.{100 + i % 90}\t0.9\t0.9\tcc\tu\tcc\tv\n".encode() for i, (en, de) in enumerate(part)
+            ]
             lines[2] = b"one column only\n"
             lines[5] = b"\xff\xfe broken\tEnglish here\t1.1\t0.9\t0.9\tcc\tu\tcc\tv\n"
             name = "deu_Latn-eng_Latn.gz" if number == 0 else f"part{number}/deu_Latn-eng_Latn.gz"

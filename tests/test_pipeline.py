@@ -115,7 +115,9 @@ def test_a_second_run_makes_nothing(bitext: Corpus, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     again = run(recipe(data), out)
     assert redone(again) == {}
-    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_a_changed_line_redoes_its_shard_and_what_follows(bitext: Corpus, tmp_path: Path) -> None:
@@ -135,7 +137,9 @@ def test_a_changed_line_redoes_its_shard_and_what_follows(bitext: Corpus, tmp_pa
 def test_a_changed_pair_leaves_other_pairs_alone(bitext: Corpus, tmp_path: Path) -> None:
     data, out = bitext(), tmp_path / "out"
     other = data / "nllb" / "eng_Latn-fra_Latn"
-    other.write_text("".join(f"Line {i} of this file\tLigne {i} de ce fichier\t1.1\t1\t1\ta\tb\tc\td\n" for i in range(50)))
+    other.write_text(
+        "".join(f"Line {i} of this file\tLigne {i} de ce fichier\t1.1\t1\t1\ta\tb\tc\td\n" for i in range(50))
+    )
     run(recipe(data), out)
     other.write_text(other.read_text() + "One more line here\tEncore une ligne ici\t1.1\t1\t1\ta\tb\tc\td\n")
     changed = run(recipe(data), out)

@@ -177,9 +177,7 @@ class LocalEngine:
         return number, result
 
 
-def _inline(
-    function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], Any] | None
-) -> Iterator[R]:
+def _inline(function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], Any] | None) -> Iterator[R]:
     context: tuple[Any, ...] | None = None
     for task in tasks:
         if context is None:
@@ -192,14 +190,20 @@ def _gpus() -> int:
         import torch
     except ImportError:
         return 1
-    return max(1, torch.cuda.device_count())
+    count: int = torch.cuda.device_count()
+    return max(1, count)
+
+
+def _die_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _work(connection: Connection) -> None:
     """A worker's life: (call, function, setup) opens a call, (call, number, task) is one task of it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     function: Callable[..., Any] | None = None
     setup: Callable[[], Any] | None = None
     context: tuple[Any, ...] | None = None
@@ -228,4 +232,6 @@ def _work(connection: Connection) -> None:
         except (BrokenPipeError, ConnectionError):
             return
         except Exception as caught:  # an exception that does not pickle
-            connection.send((message[1], None, RuntimeError(f"{type(error or caught).__name__}: {error or caught}"), trace))
+            connection.send(
+                (message[1], None, RuntimeError(f"{type(error or caught).__name__}: {error or caught}"), trace)
+            )

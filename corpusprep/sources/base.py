@@ -26,18 +26,9 @@ Column = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_len
 
 MAX_ROWS, MAX_BYTES = 65_536, 32 << 20
 
-RAW_SCHEMA = pa.schema(
-    [
-        ("src", pa.string()),
-        ("tgt", pa.string()),
-        ("src_lang", pa.string()),
-        ("tgt_lang", pa.string()),
-        ("source", pa.string()),
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-        ("score", pa.float32()),
-    ]
-)
+_STRINGS = ("src", "tgt", "src_lang", "tgt_lang", "source", "shard")
+_TYPES: dict[str, Any] = {**dict.fromkeys(_STRINGS, pa.string()), "row": pa.int64(), "score": pa.float32()}
+RAW_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _TYPES.items()])
 REJECT_SCHEMA = RAW_SCHEMA.append(pa.field("reason", pa.string()))
 
 # Reasons by verdict; 0 is a good row, and the verdict -1 (a pair not asked for) has no reason: such a row is not read.
@@ -82,7 +73,7 @@ class SourceSettings(Settings):
     on_error: Literal["stop", "keep"] = "stop"
     """What to do where a file is damaged: stop with a message, or keep the rows that can be read and say what was
     lost."""
-    columns: dict[Field_, Column] = {}
+    columns: dict[Field_, Column] = Field(default={})
     """Where a table's fields are, by name or, in tsv, by number from 0, as in `{src = 0, tgt = "german"}`. The default
     is the fields' own names (tsv without a header: the first two columns)."""
     src_lang: str | None = None
@@ -254,6 +245,10 @@ class Source(ABC):
             return []
         return [pair for pair in self.settings.pairs if order_pair(*parse_pair(pair)) not in pairs]
 
+    def _limit(self, shard: Shard) -> int | None:
+        """How many rows of a shard are read; all of a shard that is to be protected against."""
+        return self.settings.limit if shard.split in self.settings.splits else None
+
     def identity(self, shard: Shard) -> str:
         """A digest of size, time and the first and last 64 KiB of every file of the shard."""
         return identity(shard.files)
@@ -284,10 +279,10 @@ class Source(ABC):
                 path, f"no {settings.format} files are here", "Check the path and the format of this source"
             )
         if not any(each.split in settings.splits for each in found):
-            there = ", ".join(sorted({each.split for each in found}))
+            others = ", ".join(sorted({each.split for each in found}))
             return InputError(
                 path,
-                f"no split {' or '.join(settings.splits)} is here, only {there}",
+                f"no split {' or '.join(settings.splits)} is here, only {others}",
                 f'Set splits, as in splits = ["{found[0].split}"]',
             )
         there = self.available()
@@ -356,6 +351,11 @@ def pair_in_path(path: str) -> tuple[str, str] | None:
     return None
 
 
+def pair_name(name: str, pair: tuple[str, str] | None, pairs: int) -> str:
+    """The name of a shard that is one of several pairs of a file: with the pair behind it."""
+    return name if pair is None or pairs == 1 else f"{name}.{'-'.join(pair)}"
+
+
 def split_name(name: str) -> str:
     """The usual name of a split: `validation` and `valid` are `dev`."""
     return _SPLITS.get(name.lower(), name)
@@ -397,21 +397,20 @@ def make_batch(
     n = rows.size
     if languages is None:
         assert shard.pair is not None
-        langs = (pa.repeat(shard.pair[0], n), pa.repeat(shard.pair[1], n))
-    else:
-        langs = languages
+        languages = (pa.repeat(shard.pair[0], n), pa.repeat(shard.pair[1], n))
     if swap is None:
         src, tgt = (tgt, src) if shard.swap else (src, tgt)
     else:
         mask = pa.array(swap)
         src, tgt = pc.if_else(mask, tgt, src), pc.if_else(mask, src, tgt)
-        langs = pc.if_else(mask, langs[1], langs[0]), pc.if_else(mask, langs[0], langs[1])
+        first, second = languages
+        languages = pc.if_else(mask, second, first), pc.if_else(mask, first, second)
     table = pa.Table.from_arrays(
         [
             src,
             tgt,
-            langs[0],
-            langs[1],
+            languages[0],
+            languages[1],
             pa.repeat(shard.source, n),
             pa.repeat(shard.shard, n),
             pa.array(rows),
@@ -485,7 +484,7 @@ def row_languages(first: pa.Array[Any], second: pa.Array[Any], wanted: Sequence[
             verdicts[i] = UNWANTED if all(map(is_language, codes)) else LANGUAGE
         labels.append(pair)
     swaps = np.array([pair is not None and order_pair(*pair) != pair for pair in labels], np.bool_)
-    places = pa.array(inverse.reshape(n))
+    places: Any = pa.array(inverse.reshape(n))
     sides = tuple(
         pa.array([None if pair is None else pair[side] for pair in labels], pa.string()).take(places) for side in (0, 1)
     )

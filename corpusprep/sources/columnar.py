@@ -97,7 +97,7 @@ def languages_of(
     layout(schema, settings, file)
     if settings.src_lang is not None and settings.tgt_lang is not None:
         return [((settings.src_lang, settings.tgt_lang), ())]
-    if all(columns.get(field, field) in schema.names for field in ("src_lang", "tgt_lang")):
+    if {columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")} <= set(schema.names):
         return [(None, ())]
     languages = pair_in_path(path)
     if languages is None:
@@ -136,10 +136,9 @@ def layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard 
                 problem = f"the field {member!r} of its column {struct!r} is {kind.field(member).type}, not text"
                 raise InputError(file, problem, "Check the file")
         return Layout((struct, shard.members[0]), (struct, shard.members[1]), None, score or None)
-    wanted = ["src", "tgt"]
+    names = [columns.get("src", "src"), columns.get("tgt", "tgt")]
     if shard is not None and shard.pair is None:
-        wanted += ["src_lang", "tgt_lang"]
-    names = [columns.get(field, field) for field in wanted]
+        names += [columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")]
     for name in names:
         if name not in schema.names:
             raise _no_column(schema, name, file)
@@ -165,7 +164,7 @@ def _bytes(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> pa.ChunkedArray[Any]
         column = pa.chunked_array([column])
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.cast(pa.large_binary()).fill_null(b"")
+    return column.cast(pa.large_binary()).fill_null(pa.scalar(b"", pa.large_binary()))
 
 
 def flatten(table: pa.Table, place: Layout, first_row: int) -> pa.Table:
@@ -228,15 +227,16 @@ class _Text(NamedTuple):
 
 def _spans(column: pa.ChunkedArray[Any], verdict: npt.NDArray[np.int8]) -> _Text:
     """The bytes of a large_binary column, with bad ones marked in the verdicts that are still 0."""
-    array = column.combine_chunks()
+    array: Any = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks)
+        array = pa.concat_arrays(array.chunks)
     n = len(array)
     _, offsets_buffer, data_buffer = array.buffers()
     if n == 0 or offsets_buffer is None:
         return _Text(np.empty(0, np.uint8), np.zeros(n, np.int64), np.zeros(n, np.int64))
-    offsets = np.frombuffer(offsets_buffer, np.int64, n + 1, 8 * array.offset)
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    offsets = np.frombuffer(memoryview(offsets_buffer), np.int64, n + 1, 8 * array.offset)
+    has_data = data_buffer is not None and data_buffer.size
+    data = np.frombuffer(memoryview(data_buffer), np.uint8) if has_data else np.empty(0, np.uint8)
     text = _Text(data, offsets[:-1], offsets[1:])
     try:
         array.view(pa.large_string()).validate(full=True)
@@ -298,6 +298,7 @@ def read_tables(
     settings: SourceSettings,
     shard: Shard,
     file: str,
+    limit: int | None,
     max_rows: int,
     max_bytes: int,
 ) -> Iterator[RawBatch]:
@@ -308,7 +309,7 @@ def read_tables(
     state = {"rows": 0}
 
     def stream() -> Iterator[pa.Table]:
-        left = settings.limit
+        left = limit
         try:
             for table in tables(problems):
                 if left is not None:
@@ -322,7 +323,8 @@ def read_tables(
         except InputError as error:
             if settings.on_error == "stop":
                 raise
-            problems.append(f"{error.file}, row {error.row or 0}: {error.problem}; what follows is lost.")
+            row = "" if error.row is None else f", row {error.row}"
+            problems.append(f"{error.file}{row}: {error.problem}; what follows is lost.")
 
     for flat in recut(stream(), max_rows, max_bytes):
         batch = flat_batch(flat, shard, wanted, problems)
@@ -334,7 +336,9 @@ def read_tables(
         yield empty_batch(shard, problems)
 
 
-def read_parquet(settings: SourceSettings, shard: Shard, max_rows: int, max_bytes: int) -> Iterator[RawBatch]:
+def read_parquet(
+    settings: SourceSettings, shard: Shard, limit: int | None, max_rows: int, max_bytes: int
+) -> Iterator[RawBatch]:
     """Reads one Parquet file, a row group after the other."""
     file = printable(shard.files[0])
 
@@ -357,7 +361,7 @@ def read_parquet(settings: SourceSettings, shard: Shard, max_rows: int, max_byte
                     problems.append(f"{file}, row {row}: {problem}; {after - row} rows are lost.")
                 row = after
 
-    return read_tables(tables, settings, shard, file, max_rows, max_bytes)
+    return read_tables(tables, settings, shard, file, limit, max_rows, max_bytes)
 
 
 # Arrow's errors are ValueErrors, KeyErrors, OSErrors and NotImplementedErrors too; OverflowError and MemoryError come

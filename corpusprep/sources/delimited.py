@@ -33,14 +33,14 @@ class Columns(NamedTuple):
     """Where a file's fields are, by column from 0.
 
     Attributes:
-        count: how many columns a line has; None where a line may have more than the fields need.
+        width: how many columns a line has.
         first, second: the text of either side.
         score: a number.
         languages: the codes of either side, where lines name them.
         header: whether the first line names the columns and is no row.
     """
 
-    count: int
+    width: int
     first: int
     second: int
     score: int | None = None
@@ -62,9 +62,7 @@ class Table(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def _cut(
-    data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]
-) -> None:
+def _cut(data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]) -> None:
     width = cuts.shape[1] - 1
     for i in range(starts.size):
         cuts[i, 0] = starts[i] - 1
@@ -159,9 +157,7 @@ def cut(lines: Lines, width: int) -> Table:
     return Table(lines, cuts, counts)
 
 
-def cut_and_read(
-    lines: Lines, width: int, column: int
-) -> tuple[Table, npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+def cut_and_read(lines: Lines, width: int, column: int) -> tuple[Table, npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """`cut`, and `numbers` of one of the columns."""
     n = lines.starts.size
     table = Table(lines, np.empty((n, width + 1), np.int64), np.empty(n, np.int32))
@@ -198,6 +194,7 @@ def read_delimited(
     settings: SourceSettings,
     shard: Shard,
     layout: Callable[[Lines], tuple[Columns, list[str]]],
+    limit: int | None,
     max_rows: int,
     max_bytes: int,
 ) -> Iterator[RawBatch]:
@@ -205,6 +202,7 @@ def read_delimited(
 
     Args:
         layout: tells the columns from the head of the file, with warnings; it may raise InputError.
+        limit: how many rows to read at most.
     """
     keep = settings.on_error == "keep"
     problems = list(shard.lost)
@@ -217,7 +215,7 @@ def read_delimited(
     problems += warnings
     if columns.header:
         cutter.drop(1)
-    limit = None if settings.limit is None else settings.limit + int(columns.header)
+    limit = None if limit is None else limit + int(columns.header)
     wanted_pairs = settings.wanted()
     any_rows = False
     while limit is None or cutter.row < limit:
@@ -252,7 +250,7 @@ def _batch(
         table, score, state = cut_and_read(lines, width, columns.score)
     data = lines.data
     verdict = np.zeros(lines.starts.size, np.int8)
-    verdict[table.counts != columns.count] = COLUMNS
+    verdict[table.counts != columns.width] = COLUMNS
     for i, reason in lines.spoilt.items():
         verdict[i] = reason
     check_text(data, lines.starts, lines.ends, verdict)
@@ -276,7 +274,7 @@ def _batch(
     if verdict.any():
         for i in np.flatnonzero(verdict > 0).tolist():
             reason = int(verdict[i])
-            if reason in (SCORE, LANGUAGE) or (reason > COLUMNS and table.counts[i] == columns.count):
+            if reason in (SCORE, LANGUAGE) or (reason > COLUMNS and table.counts[i] == columns.width):
                 texts: list[str | None] = [decode(data, starts[i], ends[i]) for starts, ends in sides]
             else:
                 texts = [decode(data, lines.starts[i], lines.ends[i]), None]

@@ -27,6 +27,7 @@ BLOCK = 256 << 10  # what fits the cache beside its unpacked form: a MiB took 1.
 _INPUT = 256 << 10
 _EDGE = 64 << 10
 _PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
+_NOT_UNPACKED = (".zst", ".lz4", ".lzma", ".br", ".7z", ".rar", ".Z", ".tgz", ".tar")
 _NO_FILE = "Check the path, which is taken from the folder that the command runs in unless it begins with /"
 
 
@@ -57,7 +58,7 @@ class Tree(NamedTuple):
     Attributes:
         base: the folder that the names are relative to.
         names: the files, relative to it, "/" between folders, sorted.
-        single: whether the path is one file and not a folder or glob.
+        single: whether the path names what it stands for, and is not a folder or glob.
     """
 
     base: str
@@ -88,7 +89,7 @@ def find_prefix(prefix: str) -> Tree | None:
             fs, inner = _remote(prefix)
             if inner.endswith("/") or fs.exists(inner) or not fs.glob(inner + ".*"):
                 return None
-        return _find_remote(prefix + ".*")
+        return _find_remote(prefix + ".*")._replace(single=not glob.has_magic(inner))
     path = local(prefix)
     if path.endswith("/") or os.path.exists(path):
         return None
@@ -100,7 +101,7 @@ def find_prefix(prefix: str) -> Tree | None:
     while glob.has_magic(base):
         base = os.path.dirname(base)
     relative = (os.path.relpath(name, base or ".").replace(os.sep, "/") for name in names)
-    return Tree(base, sorted(name for name in relative if not _hidden(name)), False)
+    return Tree(base, sorted(name for name in relative if not _hidden(name)), not glob.has_magic(path))
 
 
 def missing(path: str) -> InputError:
@@ -290,8 +291,11 @@ def blocks(path: str, *, salvage: bool = False) -> Iterator[bytes]:
         salvage: give what stands before a damaged place to the last byte (a second reading of the file).
 
     Raises:
-        InputError: it cannot be opened, or it is damaged; what could be read has been given by then.
+        InputError: it cannot be opened, or it is damaged; what could be read has been given by then. Its row is 0
+            where a line is to blame, which one the caller knows.
     """
+    if path.endswith(_NOT_UNPACKED):
+        raise InputError(printable(path), "it is packed in a way that is not read here", "Unpack it, or use gzip")
     kind = _PACKED.get(os.path.splitext(path)[1])
     with open_binary(path) as stream:
         fetch = _reader(stream, path)
@@ -347,7 +351,7 @@ def _unpack(fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
         if not data.startswith(magic):
             if members:
                 problem = f"bytes that are not {kind} follow its end"
-                raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before')
+                raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before', 0)
             remedy = "Rename it without the suffix if it is plain text, or fetch it again"
             raise InputError(name, f"it is not {kind}, though its name says so", remedy)
         data = yield from _inflate(make(), data, fetch, name, kind)
@@ -359,9 +363,7 @@ def _unpack(fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
         data = data.lstrip(b"\0")
 
 
-def _inflate(
-    unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str
-) -> Generator[bytes, None, bytes]:
+def _inflate(unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str) -> Generator[bytes, None, bytes]:
     """The content of one compressed member; returns what was read beyond its end.
 
     Args:
@@ -373,7 +375,7 @@ def _inflate(
             block = unpacker.decompress(data, BLOCK)
         except Exception as error:  # IsalError and zlib's are Exceptions, the others OSErrors or ValueErrors
             remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
-            raise InputError(name, f"its {kind} data is damaged ({error})", remedy) from None
+            raise InputError(name, f"its {kind} data is damaged ({error})", remedy, 0) from None
         data = b""
         if block:
             yield block
@@ -381,7 +383,7 @@ def _inflate(
             data = fetch(_INPUT)
             if not data:
                 remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
-                raise InputError(name, f"its {kind} data breaks off before its end", remedy)
+                raise InputError(name, f"its {kind} data breaks off before its end", remedy, 0)
     unused: bytes = unpacker.unused_data
     return unused
 
@@ -475,7 +477,7 @@ def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[byt
                     while block := content.read(_EDGE):
                         yield block
             except _ZIP_ERRORS as error:
-                raise InputError(name, f"its data is damaged ({error})", again) from None
+                raise InputError(name, f"its data is damaged ({error})", again, 0) from None
             return
         # Read here and not by zipfile, for isal's speed and to have what stands before a damaged place.
         begin = _member_begin(stream, info, name)  # type: ignore[arg-type]
@@ -492,16 +494,14 @@ def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[byt
                 yield from _salvage(_reader(stream, path, info.compress_size), given, -15)  # type: ignore[arg-type]
             raise
         if given != info.file_size or check != info.CRC:
-            raise InputError(name, "its data is damaged (size or checksum differ from the zip's table)", again)
+            raise InputError(name, "its data is damaged (size or checksum differ from the zip's table)", again, 0)
 
 
 def _member_begin(stream: BinaryIO, info: zipfile.ZipInfo, name: str) -> int:
     """Seeks a member's data; returns where it begins."""
     fetch = _reader(stream, name)
-    try:
+    with contextlib.suppress(OSError, ValueError):  # an offset that is nonsense is met by the check that follows
         stream.seek(info.header_offset)
-    except (OSError, ValueError):
-        pass
     header = fetch(30)
     if len(header) < 30 or header[:4] != b"PK\3\4":
         raise InputError(name, "its data is not where the zip's table says", "Fetch the zip again")

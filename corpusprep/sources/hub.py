@@ -19,6 +19,7 @@ from corpusprep.sources.base import (
     Source,
     label,
     named_pair,
+    pair_name,
     split_name,
 )
 from corpusprep.sources.columnar import flatten, languages_of, layout, read_tables
@@ -47,8 +48,10 @@ class HubSource(Source):
                     continue
                 file = f"{printable(self.settings.path)}, split {split}"
                 where = f"{self.settings.path}/{config or ''}"
-                for languages, fields in languages_of(table.schema, self.settings, file, f"{where}/."):
-                    found.append(Found(shard, (self.settings.path,), languages, split_name(split), (*members, *fields)))
+                pairs = languages_of(table.schema, self.settings, file, f"{where}/.")
+                for languages, fields in pairs:
+                    name, files = pair_name(shard, languages, len(pairs)), (self.settings.path,)
+                    found.append(Found(name, files, languages, split_name(split), (*members, *fields)))
         return found
 
     def _configs(self) -> list[str | None]:
@@ -105,7 +108,7 @@ class HubSource(Source):
                 yield flatten(table, layout(table.schema, self.settings, file, plain), row)
                 row += table.num_rows
 
-        return read_tables(tables, self.settings, plain, file, max_rows, max_bytes)
+        return read_tables(tables, self.settings, plain, file, self._limit(shard), max_rows, max_bytes)
 
     def identity(self, shard: Shard) -> str:
         """For a folder the identity of its files; for a name that of the version on the hub."""
@@ -150,7 +153,7 @@ def _refused(path: str, what: str, error: Exception, row: int | None = None) -> 
     if "Gated" in kind or "401" in text or "403" in text:
         problem = "it is gated: it asks for consent and an account"
         remedy = "Accept its terms on its page and run `hf auth login`, or fetch its files and name the folder"
-    elif "NotFound" in kind or isinstance(error, FileNotFoundError):
+    elif ("NotFound" in kind or isinstance(error, FileNotFoundError)) and not os.path.exists(local(path)):
         problem = "there is no such data set on the hub, or no such folder"
         remedy = "Check the name, as in Helsinki-NLP/opus-100, and that you have access if it is private"
     elif "Offline" in kind or isinstance(error, ConnectionError):

@@ -33,12 +33,13 @@ from corpusprep.sources.base import (
     label,
     make_batch,
     pair_in_path,
+    pair_name,
     row_languages,
     split_in_path,
 )
 from corpusprep.sources.delimited import numbers
 from corpusprep.sources.files import blocks, find, printable, unpacked_name
-from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather, head
+from corpusprep.sources.lines import LineCutter, Lines, as_buffer, check_text, decode, fit, head
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
 _NO_KEY = "\0"
@@ -66,11 +67,13 @@ class JsonlSource(Source):
                 continue
             path = tree.path(name)
             split = self.settings.splits[0] if tree.single else split_in_path(name)
-            for languages, members in self._languages(path, name):
-                found.append(Found(name, (path,), languages, split, members))
+            pairs = self._languages(path, name, tree.single)
+            for languages, members in pairs:
+                shard = pair_name(name, languages, len(pairs))
+                found.append(Found(shard, (path,), languages, split, members))
         return found
 
-    def _languages(self, path: str, name: str) -> list[tuple[tuple[str, str] | None, tuple[str, ...]]]:
+    def _languages(self, path: str, name: str, single: bool) -> list[tuple[tuple[str, str] | None, tuple[str, ...]]]:
         settings = self.settings
         records = _sample(path)
         pairs = translation_pairs(settings, [_translation(settings, record) for record in records])
@@ -84,17 +87,21 @@ class JsonlSource(Source):
             return [(None, ())]
         languages = pair_in_path(path if "/" not in name else name)
         if languages is None:
+            if not single and unpacked_name(name).endswith(".json"):
+                return []  # such files stand beside data sets too
             raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
         return [(languages, ())]
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
-        keep, limit = self.settings.on_error == "keep", self.settings.limit
+        keep, limit = self.settings.on_error == "keep", self._limit(shard)
         problems = list(shard.lost)
         cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
         if not head(cutter, 1).starts.size:
             yield empty_batch(shard, problems or [f"{printable(shard.files[0])}: it is empty."])
             return
         fields = _fields(self.settings, shard)
+        if not any(isinstance(parse(line), dict) for line in _raw(head(cutter, 100, 1 << 20))):
+            problems.append(f"{printable(shard.files[0])}: no line at its head is a JSON object.")
         wanted_pairs = self.settings.wanted()
         while limit is None or cutter.row < limit:
             wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
@@ -120,15 +127,15 @@ def _sample(path: str) -> list[dict[str, Any]]:
     """The records at the head of a file; none where it cannot be read, which reading will meet again and say."""
     cutter = LineCutter(blocks(path), keep=True, problems=[])
     lines = head(cutter, 100, 1 << 20)
-    records = []
-    for start, end in zip(lines.starts.tolist(), lines.ends.tolist(), strict=True):
-        record = _parse(lines.data[start:end].tobytes())
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    return [record for record in map(parse, _raw(lines)) if isinstance(record, dict)]
 
 
-def _parse(line: bytes) -> Any:
+def _raw(lines: Lines) -> list[bytes]:
+    spans = zip(lines.starts.tolist(), lines.ends.tolist(), strict=True)
+    return [lines.data[start:end].tobytes() for start, end in spans]
+
+
+def parse(line: bytes) -> Any:
     """What a line holds, or None where it is not JSON."""
     try:
         return json.loads(line.decode("utf-8-sig"))
@@ -201,7 +208,7 @@ class _Slow(NamedTuple):
 def _slow(line: bytes, fields: Fields) -> _Slow:
     """Reads one line with Python."""
     whole = line.decode("utf-8", "replace")
-    record = _parse(line)
+    record = parse(line)
     if not isinstance(record, dict):
         return _Slow((whole, None), ("", ""), None, JSON)
     inner = record if fields.outer is None else record.get(fields.outer)
@@ -248,7 +255,7 @@ def _texts(lines: Lines, begins: Any, finishes: Any, kinds: Any) -> tuple[pa.Arr
     nul = np.zeros(n, np.bool_)
     if out.size and out.min() == 0:
         nul[np.searchsorted(places, np.flatnonzero(out == 0), "right") - 1] = True
-    offsets = pa.py_buffer(memoryview(places.astype(np.int32)))  # a batch is far below 2 GiB
+    offsets = as_buffer(places.astype(np.int32))  # a batch is far below 2 GiB
     return pa.Array.from_buffers(pa.string(), n, [None, offsets, buffer]), nul
 
 
@@ -330,4 +337,5 @@ def _patch(column: pa.Array[Any], rows: npt.NDArray[np.int64], texts: list[str |
         return column
     take = np.arange(len(column))
     take[rows] = len(column) + np.arange(rows.size)
-    return pa.concat_arrays([column, pa.array(texts, column.type)]).take(pa.array(take))
+    patched: pa.Array[Any] = pa.concat_arrays([column, pa.array(texts, column.type)]).take(pa.array(take))
+    return patched

@@ -132,15 +132,19 @@ def _check(data: Bytes, starts: Spans, ends: Spans, encoding: int, nul: int, out
                 break
 
 
+def as_buffer(array: Any) -> pa.Buffer:
+    """A contiguous NumPy array as an Arrow buffer, without a copy."""
+    return pa.py_buffer(array)
+
+
 def all_valid(data: Bytes) -> bool:
     """Whether the bytes are UTF-8 without NUL."""
     if data.size == 0:
         return True
     if data.min() == 0:
         return False
-    offsets = memoryview(np.array([0, data.size], np.int64))
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(memoryview(data))]
-    whole = pa.Array.from_buffers(pa.large_string(), 1, buffers)
+    offsets = np.array([0, data.size], np.int64)
+    whole = pa.Array.from_buffers(pa.large_string(), 1, [None, as_buffer(offsets), as_buffer(data)])
     try:
         whole.validate(full=True)
     except pa.ArrowInvalid:
@@ -168,7 +172,7 @@ def gather(data: Bytes, starts: Spans, ends: Spans) -> pa.Array[Any]:
     if total:
         _gather(data, starts, ends, offsets, np.frombuffer(memoryview(buffer), np.uint8))
     kind = pa.large_string() if large else pa.string()
-    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(memoryview(offsets)), buffer])
+    return pa.Array.from_buffers(kind, n, [None, as_buffer(offsets), buffer])
 
 
 def decode(data: Bytes, start: int, end: int) -> str:
@@ -214,9 +218,13 @@ class LineCutter:
                 block = next(self._stream, None)
             except InputError as error:
                 row = self.row + self._last - self._first
+                where = error
+                if error.row is not None or self._end > 0:  # else no row is to blame: the file did not open
+                    where = InputError(error.file, error.problem, error.remedy, row)
                 if not self._keep:
-                    raise InputError(error.file, error.problem, error.remedy, row) from None
-                self._problems.append(f"{error.file}, row {row}: {error.problem}; what follows is lost.")
+                    raise where from None
+                place = error.file if where.row is None else f"{error.file}, row {row}"
+                self._problems.append(f"{place}: {error.problem}; what follows is lost.")
                 if self._begin + self._whole() < self._end:
                     self._spoilt.setdefault(row, TRUNCATED)
                 block = None

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 
 from corpusprep.codes import canonical
 from corpusprep.errors import InputError
-from corpusprep.sources.base import Found, is_language, named_pair, split_in_path
+from corpusprep.sources.base import Found, is_language, named_pair, pair_name, split_in_path
 from corpusprep.sources.files import Tree, find, find_prefix, open_zip, printable, unpacked_name, unsafe_member
 from corpusprep.sources.sides import LinePairSource, one_sided
 
 # Suffixes of files that stand beside corpora and are codes of some language as well.
 _NOT_LANGUAGES = frozenset(
-    "txt tsv csv xml zip tar tgz log ids json md sh py idx bin cfg ini pdf doc htm html yml yaml src tgt ref hyp aln "
-    "scores score meta info gz bz2 xz zst".split()
+    {"txt", "tsv", "csv", "xml", "htm", "html", "json", "md", "pdf", "doc", "zip", "tar", "tgz", "gz", "bz2", "xz"}
+    | {"zst", "log", "ids", "idx", "bin", "cfg", "ini", "yml", "yaml", "sh", "py", "src", "tgt", "ref", "hyp", "aln"}
+    | {"score", "scores", "meta", "info"}
 )
 
 
@@ -38,14 +39,14 @@ class MosesSource(LinePairSource):
             if not pairs and tree.single:
                 raise InputError(
                     printable(self.settings.path),
-                    "it is one file, where a line pair has two",
-                    "Name the prefix that both files share, without the language",
+                    f"it is one side of a line pair ({', '.join(map(printable, sorted(sides.values())))})",
+                    "Name the prefix that both files share, without the language, and check that both are there",
                 )
             named = _named(stem)
             if not pairs and named and any(canonical(side) in map(canonical, named) for side in sides):
                 found.append(one_sided(self.settings, tree, stem, named, split_in_path(stem), sides))
             for pair in pairs:
-                shard = stem if len(pairs) == 1 else f"{stem}.{'-'.join(pair)}"
+                shard = pair_name(stem, pair, len(pairs))
                 files = tuple(tree.path(sides[language]) for language in pair)
                 found.append(Found(shard, files, pair, self._split(tree, stem)))
         return found
@@ -84,7 +85,7 @@ class MosesSource(LinePairSource):
             return [Found(name, (path,), _named(name), split, lost=tuple(lost))]
         found = []
         for stem, pair in pairs:
-            shard = name if len(pairs) == 1 else f"{name}/{stem}.{'-'.join(pair)}"
+            shard = name if len(pairs) == 1 else pair_name(f"{name}/{stem}", pair, len(pairs))
             ends = tuple(stems[stem][language] for language in pair)
             found.append(Found(shard, (path,), pair, split, members=ends, lost=tuple(lost)))
         return found

@@ -12,12 +12,12 @@ from corpusprep.sources.delimited import Columns, cut, numbers, read_delimited
 from corpusprep.sources.files import find, printable
 from corpusprep.sources.lines import Lines
 
-_SUFFIXES = frozenset("gz tsv txt bitextf bitext raw bz2 xz".split())
+_SUFFIXES = frozenset(["gz", "tsv", "txt", "bitextf", "bitext", "bz2", "xz"])
 
 # src, tgt, laser_score, src_lid, tgt_lid, src_source, src_url, tgt_source, tgt_url
-NINE = Columns(count=9, first=0, second=1, score=2)
+NINE = Columns(width=9, first=0, second=1, score=2)
 # score, src, tgt
-THREE = Columns(count=3, first=1, second=2, score=0)
+THREE = Columns(width=3, first=1, second=2, score=0)
 
 
 class NllbSource(Source):
@@ -45,7 +45,7 @@ class NllbSource(Source):
         def layout(first: Lines) -> tuple[Columns, list[str]]:
             return _layout(first, printable(shard.files[0]))
 
-        return read_delimited(self.settings, shard, layout, max_rows, max_bytes)
+        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes)
 
 
 def _layout(first: Lines, name: str) -> tuple[Columns, list[str]]:

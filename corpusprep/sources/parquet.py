@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, split_in_path
+from corpusprep.sources.base import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Found,
+    RawBatch,
+    Shard,
+    Source,
+    pair_name,
+    split_in_path,
+)
 from corpusprep.sources.columnar import languages_of, open_parquet, read_parquet
 from corpusprep.sources.files import find, open_binary, printable
 
@@ -25,16 +34,17 @@ class ParquetSource(Source):
             try:
                 with open_binary(path) as stream:
                     schema = open_parquet(stream, file).schema_arrow
-            except InputError as error:
+            except InputError:
                 if self.settings.on_error == "stop":
                     raise
-                lost = (f"{error.file}: {error.problem}.",)
-                found.append(Found(name, (), None, split, lost=lost))
+                found.append(Found(name, (path,), None, split))  # reading meets the error again and says so
                 continue
             where = path if "/" not in name else name
-            for languages, members in languages_of(schema, self.settings, file, where):
-                found.append(Found(name, (path,), languages, split, members))
+            pairs = languages_of(schema, self.settings, file, where)
+            for languages, members in pairs:
+                shard = pair_name(name, languages, len(pairs))
+                found.append(Found(shard, (path,), languages, split, members))
         return found
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
-        return read_parquet(self.settings, shard, max_rows, max_bytes)
+        return read_parquet(self.settings, shard, self._limit(shard), max_rows, max_bytes)

@@ -34,7 +34,7 @@ class LinePairSource(Source):
             yield empty_batch(shard, problems)
             return
         keep = self.settings.on_error == "keep"
-        limit = self.settings.limit
+        limit = self._limit(shard)
         sides = [LineCutter(stream, keep=keep, problems=problems) for stream in self._streams(shard, keep)]
         while limit is None or sides[0].row < limit:
             wanted = max_rows if limit is None else min(max_rows, limit - sides[0].row)
@@ -84,7 +84,7 @@ class LinePairSource(Source):
                 'Fetch both again, or set on_error = "keep" to read the lines that both have',
                 rows,
             )
-        limit = self.settings.limit
+        limit = self._limit(shard)
         while count := sides[longer].fill(max_rows, max_bytes):
             if limit is not None:
                 count = min(count, limit - sides[longer].row)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpusprep.errors import InputError
 from corpusprep.sources import jsonl
-from corpusprep.sources.base import SourceSettings, is_language, split_in_path
+from corpusprep.sources.base import is_language, split_in_path
 from corpusprep.sources.columnar import PARQUET_ERRORS, is_text, open_parquet
 from corpusprep.sources.delimited import cut
 from corpusprep.sources.files import blocks, find, missing, open_binary, printable, unpacked_name
-from corpusprep.sources.lines import LineCutter, Lines, gather, head, valid_utf8, all_valid
+from corpusprep.sources.lines import LineCutter, Lines, all_valid, gather, head, valid_utf8
 
 Text: TypeAlias = "pa.Array[Any] | tuple[pa.Array[Any], pa.Array[Any]]"
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _TEXT = (".tsv", ".txt")
+_FLORES = re.compile(r"^(sentence_)?[a-z]{3}_[A-Z][a-z]{3}$")
 _REMEDY = "Mend the file: what is not read is not protected"
 
 
@@ -49,7 +52,7 @@ def _is_evaluation(name: str) -> bool:
     name = unpacked_name(name.rpartition("/")[2])
     if name.endswith((*_TEXT, ".jsonl", ".ndjson", ".parquet")):
         return not name.upper().startswith(("README", "LICENSE", "LICENCE", "NOTICE"))
-    stem, dot, suffix = name.rpartition(".")
+    _, dot, suffix = name.rpartition(".")
     if not dot or suffix.lower() in ("json", "md", "zip", "py", "csv", "xml", "pdf", "log", "sh", "yml", "cfg"):
         return False
     return is_language(suffix) or split_in_path(suffix) != "train"
@@ -113,7 +116,8 @@ def _batches(path: str) -> Iterator[Lines]:
 
 def _lines(path: str) -> Text:
     cutter = LineCutter(blocks(path), keep=False, problems=[])
-    counts = cut(head(cutter), 1).counts
+    first = head(cutter)
+    counts = cut(first, 1).counts[first.starts < first.ends]
     values, often = np.unique(counts, return_counts=True)
     width = int(values[np.argmax(often)]) if values.size else 1
     file = printable(path)
@@ -145,24 +149,34 @@ def _join(parts: list[pa.Array[Any]]) -> pa.Array[Any]:
 def _json(path: str) -> list[Text]:
     """The texts of a file of records, each read by Python: evaluation files are small."""
     file = printable(path)
+    rows: list[int] = []
     records: list[dict[str, Any]] = []
+    nested = False
     for lines in _batches(path):
         for i in range(lines.starts.size):
             line = lines.data[lines.starts[i] : lines.ends[i]].tobytes()
             if not line.strip():
                 continue
-            record = jsonl._parse(line)
+            record = jsonl.parse(line)
+            if isinstance(record, dict) and "src" not in record and "translation" in record:
+                record, nested = record["translation"], True
             if not isinstance(record, dict):
                 raise InputError(file, "a line is not a JSON object", _REMEDY, lines.first + i)
             records.append(record)
+            rows.append(lines.first + i)
     if not records:
         return [pa.array([], pa.string())]
-    try:
-        inner = [each["translation"] if "src" not in each and "translation" in each else each for each in records]
-        table = pa.Table.from_pylist(inner)
-    except (pa.ArrowException, UnicodeError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(file, f"its records do not make a table ({error})", _REMEDY) from None
-    return _columns(table, file)
+    keys = dict.fromkeys(key for record in records for key, value in record.items() if isinstance(value, str))
+    arrays = []
+    for name in _choose(list(keys), file, nested):
+        values = [record.get(name) for record in records]
+        for row, value in zip(rows, values, strict=True):
+            if not isinstance(value, str):
+                raise InputError(file, f"a record has no text {name!r}", _REMEDY, row)
+            if not value.isascii() and any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+                raise InputError(file, f"the text {name!r} of a record holds half a character", _REMEDY, row)
+        arrays.append(pa.array(values, pa.string()))
+    return _entries(arrays)
 
 
 def _parquet(path: str) -> list[Text]:
@@ -172,34 +186,47 @@ def _parquet(path: str) -> list[Text]:
             table = open_parquet(stream, file).read()
         except PARQUET_ERRORS as error:
             raise InputError(file, f"it is damaged ({error})", "Fetch it again") from None
-    if "src" not in table.schema.names and "translation" in table.schema.names:
-        inner = table["translation"].combine_chunks()
-        if pa.types.is_struct(inner.type):
-            table = pa.Table.from_arrays(
-                inner.flatten(), [inner.type.field(i).name for i in range(inner.type.num_fields)]
-            )
-    return _columns(table, file)
-
-
-def _columns(table: pa.Table, file: str) -> list[Text]:
-    """The text columns of a table: src and tgt, else those named by a language, else the one or two that there are."""
-    names = [field.name for field in table.schema if is_text(field.type)]
-    if {"src", "tgt"} <= set(names):
-        names = ["src", "tgt"]
-    elif not 1 <= len(names) <= 2:
-        languages = [name for name in names if is_language(name.removeprefix("sentence_"))]
-        if not languages:
-            problem = f"it has the text columns {', '.join(names)}" if names else "it has no column of text"
-            raise InputError(file, problem, "Name them src and tgt, or keep one or two")
-        names = languages
+    nested = "src" not in table.schema.names and "translation" in table.schema.names
+    if nested:
+        kind = table.schema.field("translation").type
+        if not pa.types.is_struct(kind):
+            raise InputError(file, f"its column 'translation' is {kind}, not a struct of languages", _REMEDY)
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        table = pa.table({name: pc.struct_field(table["translation"], name) for name in names})
+    names = [field.name for field in table.schema if is_text(field.type) and not pa.types.is_null(field.type)]
     arrays = []
-    for name in names:
-        column = (
-            table[name].cast(pa.large_string())
-            if not pa.types.is_dictionary(table[name].type)
-            else table[name].cast(table[name].type.value_type)
-        )
-        arrays.append(_join([chunk.cast(pa.string()).fill_null("") for chunk in column.chunks]))
-    if len(arrays) == 2:
-        return [(arrays[0], arrays[1])]
-    return list(arrays)
+    for name in _choose(names, file, nested):
+        column: Any = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        try:
+            parts = [chunk.cast(pa.string()).fill_null("") for chunk in column.chunks]
+            for part in parts:
+                part.validate(full=True)
+        except pa.ArrowException as error:
+            raise InputError(file, f"its column {name!r} is not sound text ({error})", _REMEDY) from None
+        arrays.append(_join(parts))
+    return _entries(arrays)
+
+
+def _choose(names: list[str], file: str, nested: bool) -> list[str]:
+    """Which columns of text are evaluation text: src and tgt, else all that languages name, else the one or two that
+    there are.
+
+    Args:
+        nested: they are the languages of a `translation`.
+    """
+    if {"src", "tgt"} <= set(names):
+        return ["src", "tgt"]
+    chosen = names if nested else [name for name in names if _FLORES.match(name)]
+    if chosen:
+        return chosen
+    if not 1 <= len(names) <= 2:
+        problem = f"it has the text columns {', '.join(names)}" if names else "it has no column of text"
+        raise InputError(file, problem, "Name them src and tgt, or keep one or two")
+    return names
+
+
+def _entries(arrays: Sequence[pa.Array[Any]]) -> list[Text]:
+    """Two columns as one pair, others as they are."""
+    return [(arrays[0], arrays[1])] if len(arrays) == 2 else list(arrays)

@@ -32,25 +32,25 @@ class TsvSource(Source):
 
     def _find(self) -> list[Found]:
         tree = find(self.settings.path)
-        found = []
+        found: list[Found] = []
         for name in tree.names:
             if not tree.single and not unpacked_name(name).endswith((".tsv", ".txt")):
                 continue
             path = tree.path(name)
             split = self.settings.splits[0] if tree.single else split_in_path(name)
-            languages = self._languages(path, name, tree.single)
-            if languages is not False:
-                found.append(Found(name, (path,), languages, split))
+            found.extend(
+                Found(name, (path,), languages, split) for languages in self._languages(path, name, tree.single)
+            )
         return found
 
-    def _languages(self, path: str, name: str, single: bool) -> tuple[str, str] | None | bool:
-        """The languages of a file, None where its lines name them, False where nobody does and the file is one of
+    def _languages(self, path: str, name: str, single: bool) -> list[tuple[str, str] | None]:
+        """The languages of a file, None where its lines name them; nothing where nobody does and the file is one of
         many (a README, say)."""
         settings = self.settings
         if settings.src_lang is not None and settings.tgt_lang is not None:
-            return settings.src_lang, settings.tgt_lang
+            return [(settings.src_lang, settings.tgt_lang)]
         if _named_by_lines(settings, path):
-            return None
+            return [None]
         languages = pair_in_path(path if "/" not in name else name)
         if languages is None and single:
             raise InputError(
@@ -59,13 +59,13 @@ class TsvSource(Source):
                 'Name it as in en-sw.tsv, give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the '
                 'languages, as in columns = {src_lang = "from", tgt_lang = "to"}',
             )
-        return languages or False
+        return [languages] if languages else []
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         def layout(first: Lines) -> tuple[Columns, list[str]]:
             return _layout(first, self.settings, shard)
 
-        return read_delimited(self.settings, shard, layout, max_rows, max_bytes)
+        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes)
 
 
 def _named_by_lines(settings: SourceSettings, path: str) -> bool:
@@ -128,10 +128,10 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
     fields = Columns(0, places["src"], places["tgt"], places.get("score"), languages, header)
     needed = max(places.values()) + 1
     if header:
-        return fields._replace(count=len(names)), []
+        return fields._replace(width=len(names)), []
     counts = cut(first, 1).counts
     values, often = np.unique(counts[counts >= needed], return_counts=True)
     if not values.size:
         problem = f"{file}: no line at its head has the {needed} columns that are asked for."
-        return fields._replace(count=needed), [problem]
-    return fields._replace(count=int(values[np.argmax(often)])), []
+        return fields._replace(width=needed), [problem]
+    return fields._replace(width=int(values[np.argmax(often)])), []

@@ -92,11 +92,11 @@ def _words(language: str) -> list[str]:
     random = np.random.default_rng(zlib.crc32(language.encode()))
     known = set(words)
     while len(words) < VOCABULARY:
-        count = int(random.integers(2, 4 if script == "Hans" else 5))
-        word = "".join(syllables[int(which)] for which in random.integers(0, len(syllables), count))
-        if word not in known:
-            known.add(word)
-            words.append(word)
+        for count, *choice in random.integers(0, len(syllables), (VOCABULARY, 5)).tolist():
+            word = "".join(syllables[which] for which in choice[: 2 + count % (2 if script == "Hans" else 3)])
+            if word not in known and len(words) < VOCABULARY:
+                known.add(word)
+                words.append(word)
     return [*words, *(str(number) for number in range(1, NUMBERS + 1))]
 
 
@@ -163,7 +163,7 @@ def _text(ids: Ids, offsets: Ids, sentence: Ids, language: Ids, words: Lexicon) 
     return pa.Array.from_buffers(pa.string(), sentence.size, [None, pa.py_buffer(starts), pa.py_buffer(data)])
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(nogil=True)  # not cached: a cache would tie it to the name that it was imported by
 def _spell(ids, offsets, sentence, language, letters, spelling, size):  # type: ignore[no-untyped-def]
     """Arrow offsets and data of each row's text."""
     rows = sentence.size

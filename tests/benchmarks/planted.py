@@ -28,7 +28,9 @@ from corpusprep.stages.instruct import invert
 
 SOURCES = {"opus-100-corpus": "opus100", "nllb": "nllb", "ccmatrix": "nllb"}
 TARGETS = {
-    **dict.fromkeys(["exact_duplicate", "empty_side", "url_only", "no_text", "untranslated", "too_long", "markup"], 0.99),
+    **dict.fromkeys(
+        ["exact_duplicate", "empty_side", "url_only", "no_text", "untranslated", "too_long", "markup"], 0.99
+    ),
     **dict.fromkeys(["wrong_source_language", "wrong_target_language", "swapped_sides", "evaluation_leak"], 0.95),
     **dict.fromkeys(["near_duplicate", "truncated", "mojibake"], 0.90),
     "misaligned": 0.85,
@@ -126,12 +128,18 @@ def judge(folder: Path, out: Path, recipe: Recipe, lost: int = 0) -> bool:
     share = sum(kept_groups.values()) / count
     met &= share >= 0.95
     print(f"{'clean groups kept':24}{count:7,}{share:9.4f}{'':9}{0.95:>8}{'' if share >= 0.95 else '  missed'}")
-    print("clean groups kept by pair: " + ", ".join(f"{p} {kept_groups[p] / len(g):.3f}" for p, g in sorted(groups.items())))
+    print(
+        "clean groups kept by pair: "
+        + ", ".join(f"{p} {kept_groups[p] / len(g):.3f}" for p, g in sorted(groups.items()))
+    )
     why: dict[str, int] = defaultdict(int)
     for pair, group, label, kept, reason in rows.select("pair", "group", "label", "kept", "reason").iter_rows():
         if label == "clean" and not kept and (pair, group) not in members:
             why[reason] += 1
-    print("clean groups lost by reason: " + ", ".join(f"{reason} {n}" for reason, n in sorted(why.items(), key=lambda item: -item[1])))
+    print(
+        "clean groups lost by reason: "
+        + ", ".join(f"{reason} {n}" for reason, n in sorted(why.items(), key=lambda item: -item[1]))
+    )
     return bool(met)
 
 

@@ -69,7 +69,7 @@ COUNTS = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     counts=COUNTS,
     budget=st.integers(1, 3 * 10**7),
@@ -217,7 +217,7 @@ def rows_of(tokens: list[int] | np.ndarray[Any, Any], pairs: list[str] | None = 
     return pa.table({**base, **columns})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from(PAIRS[:4]), st.integers(1, 300)), min_size=1, max_size=60),
     budget=st.integers(1, 15_000),
@@ -351,7 +351,7 @@ def test_exact_counts_are_those_of_the_tokenizer(tokenizer: tuple[Path, Tokenize
     path, plain = tokenizer
     counter = TokenCounter(BalanceSettings(tokenizer=str(path)))
     assert counter.exact
-    texts = [*sentences("te", 20, 3), "", "word " * 400_000, "x" * 2_000_000, "é\0\u2028𝄞"]
+    texts = [*sentences("te", 20, 3), "", "word " * 100_000, "x" * 2_000_000, "é\0\u2028𝄞"]
     expected = [len(plain.encode(text, add_special_tokens=False).ids) for text in texts]
     counts = counter.count(pa.chunked_array([pa.array(texts[:7]), pa.array(texts[7:])]))
     assert counts.dtype == np.int32
@@ -391,7 +391,7 @@ def test_tokens_of_a_row_are_those_of_its_examples(
 def test_the_estimate() -> None:
     counter = TokenCounter(BalanceSettings())
     assert not counter.exact
-    texts = pa.array(["", None, "a" * 440, "a"])
+    texts = pa.array(["", None, "a" * 450, "a"])
     assert counter.count(texts, "en").tolist() == [0, 0, 100, 1]
     assert counter.count(texts).tolist()[2] > 100
     assert bytes_per_token("sr") > bytes_per_token("sr_Latn")  # Cyrillic has two bytes a letter
@@ -400,9 +400,9 @@ def test_the_estimate() -> None:
 
 def test_figures_fitted_on_a_sample(tokenizer: tuple[Path, Tokenizer]) -> None:
     told = InstructSettings()
-    table = corpus({"sw": 600, "zh": 600, "te": 600}, seed=4)
+    table = corpus({"sw": 300, "zh": 300, "te": 300}, seed=4)
     exact = TokenCounter(BalanceSettings(tokenizer=str(tokenizer[0])))
-    fitted = exact.fitted(table.take(list(range(0, 1800, 9))), told)
+    fitted = exact.fitted(table.take(list(range(0, 900, 4))), told)
     assert not fitted.exact
     assert set(fitted.bytes_per_token) == {"en", "sw", "zh", "te", "template"}
     for side in ("src", "tgt"):

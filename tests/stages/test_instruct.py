@@ -305,7 +305,7 @@ PIECES = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(before=PIECES, text=PIECES, after=PIECES)
 def test_no_token_arises_at_a_border_that_is_called_safe(before: str, text: str, after: str) -> None:
     forbidden = ("§x", "x\n§")

@@ -1,0 +1,127 @@
+"""How well formed a row is, to choose which of several duplicates stays."""
+
+from __future__ import annotations
+
+import functools
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from corpusprep.arrow import string_buffers
+
+Bytes = npt.NDArray[np.uint8]
+
+_UPPER, _LOWER, _OTHER_LETTER, _DASH, _CLOSING, _SPACE, _POINT = 1, 2, 3, 4, 5, 6, 7
+_FULL_STOP, _QUESTION, _EXCLAMATION, _ELLIPSIS = 8, 9, 10, 11
+_FULL_STOPS = ".。｡।॥۔።։᠃᱾။"
+_MARKS = {
+    **dict.fromkeys("?？؟⸮፧", _QUESTION),
+    **dict.fromkeys("!！¡", _EXCLAMATION),
+    "…": _ELLIPSIS,
+    **dict.fromkeys(_FULL_STOPS, _FULL_STOP),
+    **dict.fromkeys(",،，、;；:：", _POINT),
+    **dict.fromkeys("-–—−•*·", _DASH),
+    **dict.fromkeys("\"'”’»›)]}」』）】》〉", _CLOSING),
+    **dict.fromkeys(" \u00a0\u202f\u3000", _SPACE),
+}
+
+
+@functools.cache
+def _classes() -> Bytes:
+    """Class of every code point of the Basic Multilingual Plane."""
+    table = np.zeros(1 << 16, np.uint8)
+    for code in range(1 << 16):
+        if 0xD800 <= code < 0xE000:
+            continue
+        char = chr(code)
+        if char.isupper():
+            table[code] = _UPPER
+        elif char.islower():
+            table[code] = _LOWER
+        elif char.isalpha():
+            table[code] = _OTHER_LETTER
+    for char, mark in _MARKS.items():
+        table[ord(char)] = mark
+    return table
+
+
+def flaws(src: pa.ChunkedArray, tgt: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Flaws of form of n rows, uint8 of shape (n,): none is best.
+
+    One each for a side that does not end as a sentence, begins with a dash, is in capitals throughout, or has a space
+    before a full stop or comma, and one for sides that end in different marks. They say little by themselves, but among
+    rows that say the same they tell a damaged copy from its original.
+    """
+    src_offsets, src_data = string_buffers(src)
+    tgt_offsets, tgt_data = string_buffers(tgt)
+    out = np.empty(src_offsets.size - 1, np.uint8)
+    _flaws(src_offsets, src_data, tgt_offsets, tgt_data, _classes(), out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
+    """Flaws of one text, and the class of the mark that it ends in (0: none)."""
+    upper, lower, flawed, spaced = 0, 0, 0, False
+    first, before, last, dots = 0, 0, 0, 0
+    i = start
+    while i < end:
+        byte = data[i]
+        if byte < 0x80:
+            code, size = int(byte), 1
+        elif byte < 0xE0:
+            code, size = (int(byte) & 0x1F) << 6, 2
+        elif byte < 0xF0:
+            code, size = (int(byte) & 0x0F) << 12, 3
+        else:
+            code, size = 0, 4
+        if i + size > end:
+            break
+        if size == 2:
+            code |= int(data[i + 1]) & 0x3F
+        elif size == 3:
+            code |= (int(data[i + 1]) & 0x3F) << 6 | (int(data[i + 2]) & 0x3F)
+        kind = classes[code] if size < 4 else np.uint8(_OTHER_LETTER)
+        if kind == _UPPER:
+            upper += 1
+        elif kind == _LOWER:
+            lower += 1
+        if first == 0 and kind != _SPACE:
+            first = 1
+            if kind == _DASH:
+                flawed += 1
+        if before == _SPACE and (code == 46 or code == 44):
+            spaced = True
+        before = kind
+        dots = dots + 1 if code == 46 else (dots if kind == _CLOSING or kind == _SPACE else 0)
+        if kind != _CLOSING and kind != _SPACE:
+            last = kind
+        i += size
+    if dots >= 2:
+        last = _ELLIPSIS
+    if last < _FULL_STOP:
+        last = 0
+        flawed += 1
+    if upper >= 4 and lower == 0:
+        flawed += 1
+    if spaced:
+        flawed += 1
+    return flawed, last
+
+
+@numba.njit(cache=True, nogil=True)
+def _flaws(
+    src_offsets: npt.NDArray[np.int64],
+    src_data: Bytes,
+    tgt_offsets: npt.NDArray[np.int64],
+    tgt_data: Bytes,
+    classes: Bytes,
+    out: npt.NDArray[np.uint8],
+) -> None:
+    for i in range(out.size):
+        left, ends = _side(src_data, src_offsets[i], src_offsets[i + 1], classes)
+        right, end = _side(tgt_data, tgt_offsets[i], tgt_offsets[i + 1], classes)
+        differ = 1 if ends != end and ends != 0 and end != 0 else 0
+        out[i] = left + right + differ
