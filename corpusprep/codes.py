@@ -86,10 +86,12 @@ def matches(asked: str, found: str) -> bool:
 
     A language without script stands for its usual script; a recipe that names a script also takes data that names none.
     """
+    named = _CODE.match(found.strip())
+    script = named[2].title() if named is not None and named[2] is not None else None
     asked, found = explicit(asked), canonical(found)
-    if canonical(asked) == found:
-        return True
-    return script_of(asked) is not None and found == language_of(asked)
+    if script_of(asked) is not None and script is not None:
+        return language_of(asked) == language_of(found) and script_of(asked) == script
+    return canonical(asked) == found or (script_of(asked) is not None and found == language_of(asked))
 
 
 def order_pair(a: str, b: str) -> tuple[str, str]:

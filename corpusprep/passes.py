@@ -207,6 +207,8 @@ def run_first_pass(context: FirstPass, task: RawBatchTask) -> Unit:
             rejects.append(lost)
         if context.recipe.dedup.enabled and table.num_rows:
             table = dedup.fingerprint(table, context.recipe.dedup)
+            if context.recipe.dedup.keep == "form":
+                table = table.append_column("flaws", pa.array(dedup.flaws(table)))
     except CorpusprepError:
         raise
     except Exception as error:
@@ -276,20 +278,24 @@ class DedupTask:
 
 def run_dedup(task: DedupTask) -> str:
     """Decides which rows of a partition are duplicates; writes a verdict a row, aligned to each part."""
-    wanted = ["fingerprint", "text_hash"] + (["score"] if task.settings.keep == "score" else [])
+    preference = {"form": ["flaws"], "score": ["score"], "first": []}[task.settings.keep]
     mixed = len({part.pair for part in task.parts}) > 1
-    tables = [pq.read_table(part.path, columns=[*wanted, "row"]) for part in task.parts]
+    tables = [pq.read_table(part.path, columns=["fingerprint", "text_hash", "row", *preference]) for part in task.parts]
     rows = pa.concat_tables(tables)
     ends = np.cumsum([table.num_rows for table in tables])
     total = int(ends[-1]) if len(ends) else 0
     part_of = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order: npt.NDArray[np.int64] | None = None
-    if mixed or task.settings.keep == "score":
-        ranks = np.array([part.rank for part in task.parts], np.int64).reshape(-1, 3)
-        keys = [rows["row"].to_numpy(), ranks[part_of, 1], ranks[part_of, 0]]
+    if mixed or preference:
+        keys: list[npt.NDArray[Any]] = []
+        if mixed:  # else the parts follow each other in the order of their rows, and sorting is stable
+            ranks = np.array([part.rank for part in task.parts], np.int64).reshape(-1, 3)
+            keys = [rows["row"].to_numpy(), ranks[part_of, 1], ranks[part_of, 0]]
         if task.settings.keep == "score":
-            score = rows["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+            score = _floats(rows["score"])
             keys.append(-np.where(np.isnan(score), -np.inf, score))
+        elif task.settings.keep == "form":
+            keys.append(rows["flaws"].to_numpy())
         order = np.lexsort(keys)
     fingerprints = rows["fingerprint"].to_numpy()
     hashes = rows["text_hash"].to_numpy()

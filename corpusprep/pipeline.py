@@ -265,7 +265,7 @@ class _Run:
             _dump(recipe.clean),
             _dump(recipe.langid) | {"model": None},
             [file_digest(file) for file in langid.model_files(recipe.langid)] if recipe.langid.enabled else None,
-            _dump(recipe.dedup, *_DECIDING) if recipe.dedup.enabled else None,
+            _dump(recipe.dedup, *_DECIDING) | {"form": recipe.dedup.keep == "form"} if recipe.dedup.enabled else None,
             evaluation.key,
         )
         units: list[Unit] = []

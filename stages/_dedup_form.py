@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numba
 import numpy as np
@@ -47,13 +48,8 @@ def _classes() -> Bytes:
     return table
 
 
-def flaws(src: pa.ChunkedArray, tgt: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """Flaws of form of n rows, uint8 of shape (n,): none is best.
-
-    One each for a side that does not end as a sentence, begins with a dash, is in capitals throughout, or has a space
-    before a full stop or comma, and one for sides that end in different marks. They say little by themselves, but among
-    rows that say the same they tell a damaged copy from its original.
-    """
+def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[np.uint8]:
+    """See `dedup.flaws`."""
     src_offsets, src_data = string_buffers(src)
     tgt_offsets, tgt_data = string_buffers(tgt)
     out = np.empty(src_offsets.size - 1, np.uint8)

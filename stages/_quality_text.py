@@ -40,10 +40,41 @@ _UNSPACED = (
 
 
 class Tables(NamedTuple):
-    """Per code point: its class and its folded form (lower case, compatibility form, ASCII digit)."""
+    """Per code point: its class, its folded form (lower case, compatibility form, ASCII digit), and its consonants."""
 
     classes: U8
     folded: U32
+    sounds: U8  # (points, 3): up to three consonant classes, 0 where there are fewer
+
+
+# Consonants that scripts and languages tell apart in different ways share a class; h, w and y come and go, as vowels do.
+_CONSONANTS = {c: k for k, group in enumerate(("bfpv", "dt", "cgkqx", "jsz", "m", "n", "lr"), 1) for c in group}
+
+
+def _sounds(character: str) -> list[int]:
+    """Consonant classes of a letter of any script that Unicode names by sound."""
+    name = unicodedata.name(character, "")
+    head, _, rest = name.partition(" ")
+    if head == "LATIN":
+        letters = rest.rpartition("LETTER ")[2].partition(" ")[0].lower()
+    elif head in ("HANGUL", "KATAKANA", "HIRAGANA", "ETHIOPIC"):
+        letters = name.rpartition(" ")[2].lower()
+        if "SMALL TU" in name:
+            letters = ""
+    elif "VOWEL" in name or "TONE" in name or head in ("CJK", "TANGUT", "YI", "BOPOMOFO"):
+        letters = ""
+    elif head in ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"):
+        letters = "" if "SARA" in name or "MAI " in name or "SIGN" in name else rest.partition(" ")[2].partition(" ")[0].lower()
+    else:
+        letters = "n" if "ANUSVARA" in name else rest.rpartition("LETTER ")[2].lower()
+        if "SIGN" in letters or " I" in letters.upper()[-2:]:
+            letters = "n" if "anusvara" in letters else ""
+        letters = letters.rpartition(" ")[2] if head == "CYRILLIC" else letters.partition(" ")[0]
+        # A letter is named by its sound with a vowel after it, or before it: te, el. What follows is the name's own.
+        found = [c for c in letters[:2] if c in _CONSONANTS] or ([] if letters[:1] in "aeiou" else [c for c in letters[:3] if c in _CONSONANTS])
+        letters = found[0] if found and not letters.startswith(("ain", "ayin", "alef", "aleph", "alpha", "eta", "epsilon", "iota", "omega", "omicron", "upsilon")) else ""
+    letters = letters.replace("ng", "n").replace("sh", "s").replace("ch", "j").replace("ph", "p").replace("ts", "s")
+    return [_CONSONANTS[c] for c in letters if c in _CONSONANTS][:3]
 
 
 @functools.cache
@@ -73,7 +104,12 @@ def tables() -> Tables:
     for first, last in ((0x0591, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640), (0x064B, 0x065F), (0x0670, 0x0670)):
         block = classes[first : last + 1]
         block[:] = SKIP
-    return Tables(classes, folded)
+    sounds = np.zeros((_POINTS, 3), np.uint8)
+    for point in np.flatnonzero((classes >= LETTER) & (classes <= CLUSTER)):
+        if not 0x3400 <= point <= 0x9FFF and point < 0xF900:
+            for k, sound in enumerate(_sounds(chr(int(point)))):
+                sounds[point, k] = sound
+    return Tables(classes, folded, sounds)
 
 
 @numba.njit(cache=True, nogil=True)

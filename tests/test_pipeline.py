@@ -205,7 +205,7 @@ def test_dev_and_test_files_are_protected_unless_switched_off(bitext: Corpus, tm
         (folder / f"opus.de-en-test.{code}").write_text(f"{lines[40]}\n", encoding="utf-8")
     settings = load_recipe(None, sources=[f"opus100={data / 'opus'}"])
     run(settings, tmp_path / "on")
-    assert rejects(tmp_path / "on").filter(pl.col("reason") == "dedup.evaluation")["row"].to_list() == [40]
+    assert 40 in rejects(tmp_path / "on").filter(pl.col("reason") == "dedup.evaluation")["row"].to_list()
     off = load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=["source.0.protect=false"])
     run(off, tmp_path / "off")
     assert "dedup.evaluation" not in rejects(tmp_path / "off")["reason"].to_list()
