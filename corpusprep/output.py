@@ -88,7 +88,8 @@ def run_render(task: RenderTask) -> Rendered:
         verdict = fate["verdict"].to_numpy()
         if scores is not None:
             table = table.append_column("quality", pq.read_table(scores)["quality"])
-        table = table.append_column("tokens", pq.read_table(tokens, columns=["tokens"])["tokens"])
+        counts = pq.read_table(tokens, columns=["tokens"])["tokens"].to_numpy()
+        table = table.append_column("tokens", pa.array(counts, pa.int32(), mask=counts == 0))
         lost = table.filter(pa.array(verdict != 0))
         names = pa.array(VERDICTS, pa.string()).take(pa.array(verdict[verdict != 0].astype(np.int64)))
         lost = lost.append_column("reason", names)

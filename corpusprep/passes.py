@@ -451,6 +451,8 @@ class TokenTask:
     decision: str
     scores: str | None
     cutoff: float | None
+    candidates: str | None
+    """File that says which rows are to be counted; all where None."""
     output: str
     balance: balance.BalanceSettings
     instruct: instruct.InstructSettings
@@ -465,7 +467,7 @@ def token_counter(settings: str) -> balance.TokenCounter:
 def run_tokens(task: TokenTask) -> str:
     """Applies the quality cutoff and the check for template tokens, and counts the tokens of a row's examples.
 
-    Writes `verdict` (uint8, see `VERDICTS`) and `tokens` (int32, 0 for rows that are dropped).
+    Writes `verdict` (uint8, see `VERDICTS`) and `tokens` (int32, 0 for rows that are dropped or no candidates).
     """
     table = pq.read_table(task.part.path)
     verdict = pq.read_table(task.decision, columns=["verdict"])["verdict"].to_numpy().astype(np.uint8)
@@ -475,12 +477,15 @@ def run_tokens(task: TokenTask) -> str:
             verdict[(verdict == 0) & (score < np.float32(task.cutoff))] = 3
     alive = np.flatnonzero(verdict == 0)
     tokens = np.zeros(table.num_rows, np.int32)
+    rows = table.take(alive)
     if alive.size:
-        rows = table.take(alive)
         refused = instruct.screen(rows, task.instruct)
         verdict[alive] = np.where(refused, refused + 3, 0)
         alive = alive[refused == 0]
         rows = rows.filter(pa.array(refused == 0))
+    if task.candidates is not None:
+        chosen = pq.read_table(task.candidates)["candidate"].to_numpy(zero_copy_only=False)[alive]
+        rows, alive = rows.filter(pa.array(chosen)), alive[chosen]
     if alive.size:
         tokens[alive] = token_counter(task.balance.model_dump_json()).count_rows(rows, task.instruct, task.seed)
     write_narrow({"verdict": verdict, "tokens": tokens}, task.output, task.part)
@@ -504,38 +509,77 @@ class BalanceTask:
     seed: int
 
 
+@dataclass(frozen=True)
+class CandidateTask:
+    """The parts of one pair, and the tokens by estimate up to which its rows are candidates."""
+
+    pair: str
+    parts: tuple[Part, ...]
+    tokens: tuple[str, ...]
+    scores: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    limit: int
+    settings: balance.BalanceSettings
+    seed: int
+
+
+def run_candidates(task: CandidateTask) -> str:
+    """Marks the rows that a selection up to the limit takes: only those need an exact count of their tokens."""
+    rows, _, eligible = _survivors(task.pair, task.parts, task.tokens, task.scores)
+    plan = balance.Plan(task.limit, {task.pair: task.limit}, {}, {}, {}, 0)
+    settings = task.settings.model_copy(update={"epochs": 1.0})
+    copies = balance.select(rows, plan, settings, task.seed) if rows.num_rows else np.zeros(0, np.int32)
+    for part, mask, output, chosen in zip(task.parts, eligible, task.outputs, _apart(copies, eligible), strict=True):
+        marks = np.zeros(part.rows, np.bool_)
+        marks[mask] = chosen > 0
+        write_narrow({"candidate": marks}, output, part)
+    return task.pair
+
+
 def run_balance(task: BalanceTask) -> str:
     """Selects the rows of a pair that fill its quota; writes `verdict` (uint8) and `copies` (int32)."""
-    columns: dict[str, list[Any]] = {"key": [], "tokens": [], "quality": []}
-    verdicts = []
-    for part, path, scores in zip(task.parts, task.tokens, task.scores, strict=True):
-        table = pq.read_table(path)
-        verdicts.append(table["verdict"].to_numpy().copy())
-        alive = verdicts[-1] == 0
-        columns["tokens"].append(table["tokens"].to_numpy()[alive])
-        columns["key"].append(pq.read_table(part.path, columns=["key"])["key"].to_numpy()[alive])
-        score = _floats(pq.read_table(scores)["quality"]) if scores else np.full(part.rows, np.nan, np.float32)
-        columns["quality"].append(score[alive])
-    joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
-    total = len(joined["key"])
-    copies = np.ones(total, np.int32)
-    if task.plan is not None and total:
-        rows = pa.table(
-            {
-                "pair": pa.repeat(pa.scalar(task.pair), total),
-                "key": joined["key"],
-                "tokens": joined["tokens"],
-                "quality": pa.array(joined["quality"], from_pandas=True),
-            }
-        )
+    rows, verdicts, eligible = _survivors(task.pair, task.parts, task.tokens, task.scores)
+    copies = np.ones(rows.num_rows, np.int32)
+    if task.plan is not None and rows.num_rows:
         copies = balance.select(rows, task.plan, task.settings, task.seed)
-    start = 0
-    for part, verdict, output in zip(task.parts, verdicts, task.outputs, strict=True):
-        alive = np.flatnonzero(verdict == 0)
-        chosen = copies[start : start + alive.size]
-        start += alive.size
-        verdict[alive[chosen == 0]] = 6
+    lines = zip(task.parts, verdicts, eligible, task.outputs, _apart(copies, eligible), strict=True)
+    for part, verdict, mask, output, chosen in lines:
         spread = np.zeros(part.rows, np.int32)
-        spread[alive] = chosen
+        spread[mask] = chosen
+        verdict[(verdict == 0) & (spread == 0)] = VERDICTS.index("balance.quota")
         write_narrow({"verdict": verdict, "copies": spread}, output, part)
     return task.pair
+
+
+def _survivors(
+    pair: str, parts: Sequence[Part], tokens: Sequence[str], scores: Sequence[str | None]
+) -> tuple[pa.Table, list[npt.NDArray[np.uint8]], list[npt.NDArray[np.bool_]]]:
+    """The narrow columns of a pair's rows that may be selected, and by part the verdicts and which rows those are."""
+    columns: dict[str, list[Any]] = {"key": [], "tokens": [], "quality": []}
+    verdicts, eligible = [], []
+    for part, path, score_path in zip(parts, tokens, scores, strict=True):
+        table = pq.read_table(path)
+        verdicts.append(table["verdict"].to_numpy().copy())
+        counts = table["tokens"].to_numpy()
+        mask = (verdicts[-1] == 0) & (counts > 0)
+        eligible.append(mask)
+        columns["tokens"].append(counts[mask])
+        columns["key"].append(pq.read_table(part.path, columns=["key"])["key"].to_numpy()[mask])
+        score = _floats(pq.read_table(score_path)["quality"]) if score_path else np.full(part.rows, np.nan, np.float32)
+        columns["quality"].append(score[mask])
+    joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    total = len(joined["key"])
+    rows = pa.table(
+        {
+            "pair": pa.repeat(pa.scalar(pair), total),
+            "key": joined["key"],
+            "tokens": joined["tokens"],
+            "quality": pa.array(joined["quality"], from_pandas=True),
+        }
+    )
+    return rows, verdicts, eligible
+
+
+def _apart(values: npt.NDArray[np.int32], masks: Sequence[npt.NDArray[np.bool_]]) -> list[npt.NDArray[np.int32]]:
+    """Values of all parts' rows, by part."""
+    return np.split(values, np.cumsum([int(mask.sum()) for mask in masks])[:-1])

@@ -50,7 +50,7 @@ _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "langid": ("pass1",),
     "dedup": ("dedup",),
     "quality": ("state", "quality"),
-    "balance": ("tokens", "balance"),
+    "balance": ("estimate", "candidates", "tokens", "balance"),
     "instruct": ("output",),
 }
 
@@ -202,10 +202,10 @@ class _Run:
         states = self._learn(parts, decisions)
         scores = self._score(parts, decisions, states)
         cutoffs = self._cutoffs(parts, decisions, scores, states)
-        tokens = self._tokens(parts, decisions, scores, cutoffs)
+        tokens, at_hand = self._tokens(parts, decisions, scores, cutoffs)
         if self._stops("quality"):
             return self._count(accounts, parts, {p: (tokens[p], 0) for p in tokens})
-        plan, outcomes = self._balance(parts, tokens, scores)
+        plan, outcomes = self._balance(parts, tokens, at_hand, scores)
         if self._stops("balance"):
             return self._count(accounts, parts, {p: (outcomes[p], 0) for p in outcomes})
         return self._write(units, decisions, tokens, scores, outcomes, cutoffs, plan, sources)
@@ -453,70 +453,146 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ tokens, balance
 
-    def _counting(self) -> list[Any]:
-        """What decides the number of tokens of a text."""
-        settings = self.recipe.balance
-        file = balance.tokenizer_file(settings.tokenizer) if settings.tokenizer is not None else None
-        return [file_digest(file) if file is not None else None, settings.message_overhead]
-
     def _tokens(
         self,
         parts: Sequence[Part],
         decisions: dict[str, str],
         scores: dict[str, str],
         cutoffs: dict[str, float | None],
+    ) -> tuple[dict[str, str], dict[str, balance.PairCount]]:
+        """part -> file of verdicts so far, and tokens; and what is at hand of each pair.
+
+        With a tokenizer and far more text than the budget wants, only candidates are counted exactly: the rows that a
+        selection by estimates takes with a margin, or with a wider one where the estimate proves to be off.
+        """
+        settings = self.recipe.balance
+        if settings.tokenizer is None or settings.budget is None or not settings.enabled:
+            tokens = self._count_tokens("tokens", settings, parts, decisions, scores, cutoffs)
+            return tokens, self._at_hand(parts, tokens)
+        rough = settings.model_copy(update={"tokenizer": None})
+        estimates = self._count_tokens("estimate", rough, parts, decisions, scores, cutoffs)
+        estimated = self._at_hand(parts, estimates)
+        ratios = dict.fromkeys(estimated, 1.0)
+        limits: dict[str, int] = {}
+        margin = 1.15
+        while True:
+            counts = {p: balance.PairCount(c.rows, int(c.tokens * ratios[p])) for p, c in estimated.items()}
+            targets = balance.plan(counts, settings).targets
+            for pair, count in estimated.items():
+                limit = int(targets[pair] / ratios[pair] * margin) + 1
+                limits[pair] = min(count.tokens, max(limit, limits.get(pair, 0)))
+            candidates = self._candidates(parts, estimates, scores, limits)
+            tokens = self._count_tokens("tokens", settings, parts, decisions, scores, cutoffs, candidates)
+            exact = self._at_hand(parts, tokens)
+            whole = {pair for pair, limit in limits.items() if limit >= estimated[pair].tokens}
+            for pair in estimated:
+                if exact[pair].tokens:
+                    share = estimated[pair].tokens if pair in whole else limits[pair]
+                    ratios[pair] = exact[pair].tokens / share
+            counts = {
+                pair: exact[pair] if pair in whole else balance.PairCount(c.rows, int(c.tokens * ratios[pair]))
+                for pair, c in estimated.items()
+            }
+            targets = balance.plan(counts, settings).targets
+            if all(pair in whole or exact[pair].tokens >= targets[pair] for pair in estimated):
+                return tokens, counts
+            margin *= 1.5
+
+    def _candidates(
+        self, parts: Sequence[Part], estimates: dict[str, str], scores: dict[str, str], limits: dict[str, int]
     ) -> dict[str, str]:
-        """part -> file of verdicts so far, and tokens."""
+        """part -> file that marks the rows to be counted exactly."""
+        settings = self.recipe.balance
+        candidates: dict[str, str] = {}
+        tasks = []
+        for pair, members in _by_pair(parts).items():
+            key = digest(self._selecting(members, estimates, scores), limits[pair])
+            files = tuple(str(self.store.path("candidates", part.name, key)) for part in members)
+            candidates |= {part.identity: file for part, file in zip(members, files, strict=True)}
+            if all(Path(file).exists() for file in files):
+                continue
+            task = passes.CandidateTask(
+                pair, tuple(members), tuple(estimates[p.identity] for p in members),
+                tuple(scores.get(p.identity) for p in members), files, limits[pair], settings, self.recipe.seed,
+            )  # fmt: skip
+            tasks.append((task, sum(part.rows for part in members)))
+        for _ in self._map("choose what to count", passes.run_candidates, tasks, made="candidates"):
+            pass
+        return candidates
+
+    def _selecting(self, members: Sequence[Part], tokens: dict[str, str], scores: dict[str, str]) -> str:
+        """A digest of all that a selection among the rows of a pair depends on but for its target."""
+        settings = self.recipe.balance
+        return digest(
+            code_version("balance"), versions(), self.recipe.seed, _dump(settings, "tokenizer"),
+            [(p.identity, file_digest(tokens[p.identity])) for p in members],
+            [file_digest(scores[p.identity]) for p in members] if settings.select == "score" and scores else None,
+        )  # fmt: skip
+
+    def _count_tokens(
+        self,
+        kind: str,
+        settings: balance.BalanceSettings,
+        parts: Sequence[Part],
+        decisions: dict[str, str],
+        scores: dict[str, str],
+        cutoffs: dict[str, float | None],
+        candidates: dict[str, str] | None = None,
+    ) -> dict[str, str]:
         recipe = self.recipe
         common = digest(
-            code_version("balance", "instruct"), versions(), recipe.seed,
-            self._counting(), _dump(recipe.instruct, "validation", "shard_rows", "container"),
+            code_version("balance", "instruct"), versions(), recipe.seed, _counting(settings),
+            _dump(recipe.instruct, "validation", "shard_rows", "container"),
         )  # fmt: skip
         tokens: dict[str, str] = {}
         tasks = []
         for part in parts:
             score, cutoff = scores.get(part.identity), cutoffs.get(part.pair)
+            marks = candidates[part.identity] if candidates is not None else None
             key = digest(
                 common, part.identity, file_digest(decisions[part.identity]),
-                file_digest(score) if score and cutoff is not None else None, cutoff,
+                file_digest(score) if score and cutoff is not None else None, cutoff, file_digest(marks) if marks else None,
             )  # fmt: skip
-            tokens[part.identity] = file = str(self.store.path("tokens", part.name, key))
+            tokens[part.identity] = file = str(self.store.path(kind, part.name, key))
             if Path(file).exists():
-                self._reuse("tokens", 1)
+                self._reuse(kind, 1)
                 continue
             task = passes.TokenTask(
-                part, decisions[part.identity], score, cutoff, file, recipe.balance, recipe.instruct, recipe.seed
+                part, decisions[part.identity], score, cutoff, marks, file, settings, recipe.instruct, recipe.seed
             )
             tasks.append((task, part.rows))
-        for _ in self._map("count tokens", passes.run_tokens, tasks, made="tokens"):
+        title = "estimate tokens" if kind == "estimate" else "count tokens"
+        for _ in self._map(title, passes.run_tokens, tasks, made=kind):
             pass
         return tokens
 
+    def _at_hand(self, parts: Sequence[Part], tokens: dict[str, str]) -> dict[str, balance.PairCount]:
+        """Rows and tokens of each pair that may be selected."""
+        counts: dict[str, balance.PairCount] = {}
+        for pair, members in _by_pair(parts).items():
+            rows = total = 0
+            for part in members:
+                table = pq.read_table(tokens[part.identity])
+                found = table["tokens"].to_numpy()[table["verdict"].to_numpy() == 0]
+                rows += int((found > 0).sum())
+                total += int(found.sum(dtype=np.int64))
+            counts[pair] = balance.PairCount(rows, total)
+        return counts
+
     def _balance(
-        self, parts: Sequence[Part], tokens: dict[str, str], scores: dict[str, str]
+        self,
+        parts: Sequence[Part],
+        tokens: dict[str, str],
+        counts: dict[str, balance.PairCount],
+        scores: dict[str, str],
     ) -> tuple[balance.Plan | None, dict[str, str]]:
         """The plan, and part -> file of verdicts and copies."""
         settings = self.recipe.balance
-        plan = None
-        if settings.enabled:
-            counts: dict[str, balance.PairCount] = {}
-            for pair, members in _by_pair(parts).items():
-                rows = total = 0
-                for part in members:
-                    table = pq.read_table(tokens[part.identity])
-                    alive = table["verdict"].to_numpy() == 0
-                    rows += int(alive.sum())
-                    total += int(table["tokens"].to_numpy()[alive].sum(dtype=np.int64))
-                counts[pair] = balance.PairCount(rows, total)
-            plan = balance.plan(counts, settings)
+        plan = balance.plan(counts, settings) if settings.enabled else None
         outcomes: dict[str, str] = {}
         tasks = []
         for pair, members in _by_pair(parts).items():
-            key = digest(
-                code_version("balance"), versions(), self.recipe.seed, _dump(settings), plan.targets[pair] if plan else None,
-                [(p.identity, file_digest(tokens[p.identity])) for p in members],
-                [file_digest(scores[p.identity]) for p in members] if settings.select == "score" and scores else None,
-            )  # fmt: skip
+            key = digest(self._selecting(members, tokens, scores), plan.targets[pair] if plan else None)
             files = tuple(str(self.store.path("balance", part.name, key)) for part in members)
             outcomes |= {part.identity: file for part, file in zip(members, files, strict=True)}
             if all(Path(file).exists() for file in files):
@@ -547,7 +623,7 @@ class _Run:
         recipe, result = self.recipe, self.result
         key = digest(
             code_version(*STAGES), versions(), recipe.name, recipe.seed, _dump(recipe.instruct), _dump(recipe.rejects),
-            recipe.dedup.clusters, self._counting(), [unit.folder for unit in units],
+            recipe.dedup.clusters, _counting(recipe.balance), [unit.folder for unit in units],
             sorted((identity, file_digest(path)) for identity, path in outcomes.items()), sorted(scores.values()),
             sorted((k, v) for k, v in cutoffs.items()),
         )  # fmt: skip
@@ -785,6 +861,12 @@ class _Evaluation:
                 table = pa.concat_tables(tables)
                 texts.append((table["src"].combine_chunks(), table["tgt"].combine_chunks()))
         return dedup.EvaluationIndex.from_texts(texts, self.settings)
+
+
+def _counting(settings: balance.BalanceSettings) -> list[Any]:
+    """What decides the number of tokens of a text."""
+    file = balance.tokenizer_file(settings.tokenizer) if settings.tokenizer is not None else None
+    return [file_digest(file) if file is not None else None, settings.message_overhead]
 
 
 def _by_pair(parts: Sequence[Part]) -> dict[str, list[Part]]:

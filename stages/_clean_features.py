@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numba
@@ -20,7 +21,8 @@ F32 = npt.NDArray[np.float32]
 MAX_GROUPS = 64  # groups of digits that are compared, a side
 MAX_DIGITS = 512
 GRAM = 8  # characters that make a phrase for the repetition rule
-MAX_GRAMS = 1 << 14
+TABLE_BITS = 13
+FOLD_BITS, FOLD_MASK = 21, (1 << 21) - 1
 MAX_FOLDED = 4096  # letters that are compared for a near copy
 
 _COLUMNS = (
@@ -32,16 +34,18 @@ _COLUMNS = (
     "urls",
     "longest_word",
     "question_marks",  # a question mark between two letters, the second of lower case
+    "words",  # runs of letters between spaces
+    "plain_words",  # those of them that do not begin with a capital
 )
-HAN = _languages.script_number("Hani")
-CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS = range(len(_COLUMNS))
+_BEYOND = LETTER | _languages.script_number("Hani") << 3 | 1 << 9  # characters behind the table's end are Han
+CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS, WORDS, PLAIN_WORDS = range(len(_COLUMNS))
 
 
 class Side(NamedTuple):
     """n texts, measured.
 
     Attributes:
-        counts: int32 of shape (n, 8), see `_COLUMNS`.
+        counts: int32 of shape (n, 10), see `_COLUMNS`.
         script: float32 of shape (n,), share of the letters that are of an expected script; NaN where nothing is expected
             or there is no letter of a known script. A letter weighs as much as its script's letters say.
         repeated: float32 of shape (n,), share of the phrases of 8 characters that have stood before in the same text.
@@ -74,6 +78,17 @@ class Features(NamedTuple):
 @numba.njit(cache=True, nogil=True, inline="always")
 def _lower(byte: int) -> int:
     return byte + 32 if 65 <= byte <= 90 else byte
+
+
+@numba.njit(cache=True, nogil=True)
+def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
+    """Whether `://` or `www.` stands anywhere: a cheap look that spares most texts the search at every word."""
+    for k in range(start, end - 3):
+        if data[k + 1] == 47 and data[k] == 58 and data[k + 2] == 47:
+            return True
+        if data[k + 3] == 46 and _lower(data[k]) == 119 and _lower(data[k + 1]) == 119 and _lower(data[k + 2]) == 119:
+            return True
+    return False
 
 
 @numba.njit(cache=True, nogil=True)
@@ -134,34 +149,30 @@ def _site(data, start, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _measure(  # type: ignore[no-untyped-def]
-    data, start, end, kind, script, digit, fold, spaceless, weights, expected,
-    counts, folded, digits, groups, seen,
+    data, start, end, packed, digit, weights, expected, salt, counts, folded, digits, groups, seen
 ):  # fmt: skip
     """Measures one text.
 
-    Fills counts (8), folded (letters and digits), digits (values, in order), groups (where each group of digits begins).
-    Returns (share of expected script, repeated share, folded length, digits, groups, hash of sites).
+    Fills counts, folded (letters and digits), digits (values, in order), groups (where each group of digits begins).
+    Returns (share of expected script, repeated share, folded length, digits, groups, hash of sites, set of letters).
     """
-    wanted = known = np.float32(0)
-    chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = 0
-    n_folded = n_digits = n_groups = word = grams = again = 0
+    wanted = known = 0
+    chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = words = plain_words = 0
+    n_folded = n_digits = n_groups = word = again = 0
     sites = np.uint64(0)
+    letter_set = np.uint64(0)
     url_end = start
-    previous_letter = asked = in_digits = False
+    url_ahead = _may_hold_url(data, start, end)
+    previous_letter = asked = in_digits = in_word = False
     word_start = True
-    # Phrases: the low bytes of the last 8 characters are the key in an open table.
+    # Phrases: the low bytes of the last 8 characters are the key. The table has one place for a key and forgets what stood
+    # there before, so it needs no clearing; the salt keeps the texts apart.
     key = np.uint64(0)
-    table_bits = 6
-    while (1 << table_bits) < 2 * (end - start) and (1 << table_bits) < seen.size:
-        table_bits += 1
-    mask = (1 << table_bits) - 1
-    shift = np.uint64(64 - table_bits)
-    seen[: mask + 1] = 0
 
     i = start
     while i < end:
         byte = np.int64(data[i])
-        if word_start and byte < 0x80 and i >= url_end and (byte | 32) >= 97:
+        if url_ahead and word_start and byte < 0x80 and i >= url_end and (byte | 32) >= 97:
             url_end = _url_end(data, i, end)
             if url_end > i:
                 urls += 1
@@ -172,26 +183,27 @@ def _measure(  # type: ignore[no-untyped-def]
             i += 1
         else:
             point, i = decode(data, i, end)
-        if point < kind.size:
-            what, which, low = kind[point], script[point], fold[point]
+        if point < packed.size:
+            facts = np.int64(packed[point])
         elif point < 0x323B0:
-            what, which, low = np.uint8(LETTER), np.uint8(HAN), np.uint32(point)
+            facts = (np.int64(_BEYOND) << FOLD_BITS) | point
         else:
-            what, which, low = np.uint8(0), np.uint8(0), np.uint32(point)
+            facts = point
+        low = facts & FOLD_MASK
+        what = (facts >> FOLD_BITS) & 7
+        which = (facts >> (FOLD_BITS + 3)) & 63
         chars += 1
-        key = (key << np.uint64(8)) | np.uint64(low & np.uint32(255))
-        if GRAM <= chars < MAX_GRAMS + GRAM:
-            grams += 1
-            mark = key | np.uint64(1)
-            place = np.int64((mark * np.uint64(0x9E3779B97F4A7C15)) >> shift)
-            while seen[place] != 0 and seen[place] != mark:
-                place = (place + 1) & mask
+        key = (key << np.uint64(8)) | np.uint64(low & 255)
+        if chars >= GRAM:
+            # The place depends on the key alone: the outcome must not depend on the row's number.
+            mark = key ^ salt
+            place = np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - TABLE_BITS))
             again += seen[place] == mark
             seen[place] = mark
         if point == 0x20:
             word = 0
             word_start = True
-            previous_letter = asked = in_digits = False
+            previous_letter = asked = in_digits = in_word = False
             continue
         solid += 1
         letter = what == LETTER or what == MARK
@@ -204,14 +216,18 @@ def _measure(  # type: ignore[no-untyped-def]
             if letter:
                 letters += 1
                 outside += 1
+                if not in_word:
+                    in_word = True
+                    words += 1
+                    plain_words += low == point
                 if which > 0:
-                    known += weights[which]
-                    if (expected >> np.uint64(which)) & np.uint64(1):
-                        wanted += weights[which]
+                    weight = weights[which]
+                    known += weight
+                    wanted += weight * np.int64((expected >> np.uint64(which)) & np.uint64(1))
                     if asked and low == point and 97 <= point < 0x250:
                         question_marks += 1
             # Words end at white space and punctuation, apostrophes aside, and at any letter of a script without spaces.
-            if spaceless[which] or (what == PUNCTUATION and point != 39 and point != 0x2019):
+            if facts >> (FOLD_BITS + 9) or (what == PUNCTUATION and point != 39 and point != 0x2019):
                 word = 0
             else:
                 word += 1
@@ -226,19 +242,25 @@ def _measure(  # type: ignore[no-untyped-def]
                 digits[n_digits] = digit[point]
                 n_digits += 1
         else:
+            if in_digits and solid <= n_digits + 2 and n_groups == 1 and (
+                point == 41 or ((point == 45 or point == 46 or point == 58) and i < end and not 48 <= data[i] <= 57)
+            ):
+                n_digits = n_groups = 0  # "12) ", "3. ": counts the rows, not a thing in the text
             in_digits = False
         if (letter or number) and n_folded < MAX_FOLDED:
             folded[n_folded] = digit[point] if number else low
             n_folded += 1
+            letter_set |= np.uint64(1) << np.uint64(low & 63)
         word_start = not (letter or number)
         previous_letter = letter
     groups[n_groups] = n_digits
     counts[CHARS], counts[SOLID], counts[LETTERS], counts[OUTSIDE] = chars, solid, letters, outside
     counts[URL_CHARS], counts[URLS] = url_chars, urls
     counts[LONGEST_WORD], counts[QUESTION_MARKS] = longest_word, question_marks
-    share = wanted / known if known > 0 and expected != 0 else np.float32(np.nan)
-    repeated = np.float32(again) / np.float32(grams) if grams > 0 else np.float32(0)
-    return share, repeated, n_folded, n_digits, n_groups, sites
+    counts[WORDS], counts[PLAIN_WORDS] = words, plain_words
+    share = np.float32(wanted / known) if known > 0 and expected != 0 else np.float32(np.nan)
+    repeated = np.float32(again / (chars - GRAM + 1)) if chars >= GRAM else np.float32(0)
+    return share, repeated, n_folded, n_digits, n_groups, sites, letter_set
 
 
 @numba.njit(cache=True, nogil=True)
@@ -352,28 +374,39 @@ def _sameness(a, n, b, m, histogram, row):  # type: ignore[no-untyped-def]
     return np.float32(1) - np.float32(distance) / np.float32(longest)
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _bits(word):  # type: ignore[no-untyped-def]
+    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
 @numba.njit(cache=True, nogil=True)
 def _examine(  # type: ignore[no-untyped-def]
-    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, kind, script, digit, fold, spaceless, weights,
+    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, packed, digit, weights,
     src_counts, tgt_counts, src_script, tgt_script, src_repeated, tgt_repeated, same, numbers, url_mismatch,
 ):  # fmt: skip
     folded = np.zeros((2, MAX_FOLDED), np.uint32)
     digits = np.zeros((2, MAX_DIGITS), np.uint8)
     groups = np.zeros((2, MAX_GROUPS + 1), np.int64)
-    seen = np.zeros(4 * MAX_GRAMS, np.uint64)
+    seen = np.zeros(1 << TABLE_BITS, np.uint64)
     histogram = np.zeros(32, np.int32)
     row = np.zeros(MAX_FOLDED + 2, np.int64)
     for i in range(same.size):
-        src_script[i], src_repeated[i], n, n_digits, n_groups, sites = _measure(
-            src_data, src_offsets[i], src_offsets[i + 1], kind, script, digit, fold, spaceless, weights, src_expected[i],
+        src_script[i], src_repeated[i], n, n_digits, n_groups, sites, letters = _measure(
+            src_data, src_offsets[i], src_offsets[i + 1], packed, digit, weights, src_expected[i], mix64(np.uint64(2 * i)),
             src_counts[i], folded[0], digits[0], groups[0], seen,
         )  # fmt: skip
-        tgt_script[i], tgt_repeated[i], m, m_digits, m_groups, other_sites = _measure(
-            tgt_data, tgt_offsets[i], tgt_offsets[i + 1], kind, script, digit, fold, spaceless, weights, tgt_expected[i],
+        tgt_script[i], tgt_repeated[i], m, m_digits, m_groups, other_sites, others = _measure(
+            tgt_data, tgt_offsets[i], tgt_offsets[i + 1], packed, digit, weights, tgt_expected[i], mix64(np.uint64(2 * i + 1)),
             tgt_counts[i], folded[1], digits[1], groups[1], seen,
         )  # fmt: skip
         url_mismatch[i] = src_counts[i, URLS] != tgt_counts[i, URLS] or sites != other_sites
-        same[i] = _sameness(folded[0], n, folded[1], m, histogram, row)
+        same[i] = 0
+        # An edit takes one letter from the set of a text's letters and adds another, at most.
+        if _bits(letters ^ others) <= max(n, m) // 2:
+            same[i] = _sameness(folded[0], n, folded[1], m, histogram, row)
         numbers[i] = 0
         if n_digits > 1 and m_digits > 1:
             total, lacking = _lacking(digits[0], groups[0], n_groups, digits[1], groups[1], m_groups, m_digits)
@@ -387,14 +420,21 @@ def script_mask(scripts: tuple[str, ...]) -> int:
     return sum(1 << _languages.script_number(script) for script in scripts)
 
 
-def _script_facts() -> tuple[npt.NDArray[np.bool_], F32]:
-    spaceless = np.zeros(64, bool)
-    weights = np.ones(64, np.float32)
+@functools.cache
+def _packed_table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All facts of a character in one number (lower case, kind, script, whether the script sets no spaces), the values of
+    digits, and the weight of a letter by its script."""
+    table = _languages.character_table()
+    spaceless = np.zeros(64, np.uint32)
+    weights = np.ones(64, np.int64)
     for script in _languages.SCRIPTS:
-        spaceless[_languages.script_number(script)] = script in _languages.SPACELESS_SCRIPTS
+        number = _languages.script_number(script)
+        spaceless[number] = script in _languages.SPACELESS_SCRIPTS
         # A Han character says as much as three Latin letters.
-        weights[_languages.script_number(script)] = 1 / _languages.script_length(script)
-    return spaceless, weights
+        weights[number] = round(100 / _languages.script_length(script))
+    facts = table.kind.astype(np.uint32) | table.script.astype(np.uint32) << np.uint32(3)
+    facts |= spaceless[table.script] << np.uint32(9)
+    return table.fold | facts << np.uint32(FOLD_BITS), table.digit, weights
 
 
 def examine(
@@ -407,13 +447,11 @@ def examine(
         src_expected, tgt_expected: uint64 of shape (n,), the `script_mask` expected of each text; 0 expects nothing.
     """
     n = len(src)
-    table = _languages.character_table()
-    spaceless, weights = _script_facts()
     counts = np.zeros((2, n, len(_COLUMNS)), np.int32)
     script, repeated = np.zeros((2, n), np.float32), np.zeros((2, n), np.float32)
     same, numbers, url_mismatch = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
     _examine(
-        *string_buffers(src), *string_buffers(tgt), src_expected, tgt_expected, *table, spaceless, weights,
+        *string_buffers(src), *string_buffers(tgt), src_expected, tgt_expected, *_packed_table(),
         counts[0], counts[1], script[0], script[1], repeated[0], repeated[1], same, numbers, url_mismatch,
     )  # fmt: skip
     return Features(

@@ -45,7 +45,10 @@ _MORE_INVISIBLE = (0x034F, 0x17B4, 0x17B5, 0xFFFC)
 # Signs of the category Cf that are written and seen: Arabic number and verse signs, Syriac abbreviation, Kaithi number.
 _VISIBLE_FORMATS = (*range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD)
 # Code pages that UTF-8 is most often misread as.
-_CODE_PAGES = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859-2", "mac-roman", "cp437")
+_CODE_PAGES = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859-2", "cp437")
+# In this one the misread first bytes are letters that often stand before the others: only these bytes tell (of Cyrillic, and
+# of punctuation).
+_TELLING_BYTES = {"cp1251": (0xD0, 0xD1, 0xE2)}
 
 
 class _Tables(NamedTuple):
@@ -106,7 +109,7 @@ def _tables() -> _Tables:
             # Where a code page has no character for a byte, programs pass it on as a control character.
             read = bytes([byte]).decode(page, "ignore") or chr(byte)
             table = following if byte < 0xC0 else lead2 if 0xC2 <= byte < 0xE0 else lead3
-            if byte not in (0xC0, 0xC1):
+            if byte not in (0xC0, 0xC1) and (byte < 0xC0 or byte in _TELLING_BYTES.get(page, (byte,))):
                 table[ord(read)] |= np.uint16(1 << bit)
     return _Tables(role, compose, order, lead2, lead3, following)
 
@@ -220,8 +223,11 @@ def _scan(
             tail = following[point]
             if (two & tail) != 0 or (three_next & tail) != 0:
                 needs |= MOJIBAKE
-            if point == 0x20AC and previous_point == 0xE2:
-                needs |= MOJIBAKE  # a quotation mark whose last byte is lost
+            if (point == 0x20AC and previous_point == 0xE2) or (
+                # Mac Roman's traces, of punctuation and of accents; its other pairs are ordinary French ("l'été").
+                (point == 0xC4 and previous_point == 0x201A) or previous_point == 0x221A
+            ):
+                needs |= MOJIBAKE  # the first: a quotation mark whose last byte is lost
             previous_point = point
             three_next = three & tail
             two = lead2[point]
@@ -396,20 +402,31 @@ def strip_markup(text: str) -> str:
 def _repair_settings() -> Any:
     from ftfy import TextFixerConfig
 
-    return TextFixerConfig(unescape_html=False, replace_lossy_sequences=False, fix_surrogates=False, explain=False)
+    return TextFixerConfig(unescape_html=False, replace_lossy_sequences=False, fix_surrogates=False)
+
+
+# Traces that a wrong decoding leaves and no language writes. The heuristic alone would condemn the odd spelling of a small
+# language (an Ewe text with the sign of the florin for a letter).
+_BROKEN = re.compile(
+    r"[\x80-\x9f]|[\u251c\u252c]\S|\u00e2\u20ac|\u00ef\u00bf\u00bd|\u00c3[\xa0-\xbf\u0152-\u0192\u02c6-\u2122]|\u00c2[\xa0-\xbf]"
+    r"|(?:[\u00d0\u00d1\u00d8-\u00db][\xa1-\xbf\u0152-\u0192\u02c6-\u2122 ]?){3}"
+    r"|(?:[\u0420\u0421][\u0402-\u040f\u0452-\u045f\xa0-\xbb\u2013-\u2122\u0490\u0491 ]){3}"
+)
 
 
 def repair(text: str) -> tuple[str, bool]:
     """The text with a wrong decoding undone, and whether it still looks wrongly decoded."""
-    from ftfy import fix_encoding
+    from ftfy import fix_encoding_and_explain
     from ftfy.badness import is_bad
 
     if not is_bad(text):
         return text, False
-    repaired = fix_encoding(text, _repair_settings())
+    repaired, plan = fix_encoding_and_explain(text, _repair_settings())
+    if any(step == ("encode", "macroman") for step in plan or ()) and "\u201a\u00c4" not in text and "\u221a" not in text:
+        repaired = text  # in Mac Roman almost any two letters make sense
     if "\ufffd" in repaired and "\ufffd" not in text:
-        return text, True
-    return repaired, is_bad(repaired)
+        repaired = text
+    return repaired, is_bad(repaired) and _BROKEN.search(repaired) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -137,6 +137,21 @@ _SCRIPT_LENGTHS: dict[str, float] = {
 }  # fmt: skip
 
 
+# Languages so close that a translation can be the same text, or nearly.
+_CLOSE = (
+    "sr hr bs sh cnr", "nb nn no da", "id ms", "en pcm sco jam", "cs sk", "gl pt", "zh yue wuu lzh", "ar arz ary apc arb acm ajp ars aeb",
+    "fa prs tg", "hi ur", "zu xh ss nr", "ru uk be", "tw ak fat", "bm dyu", "rn rw", "ace bjn ms min", "mk bg", "es ast", "az tr",
+)  # fmt: skip
+_GROUPS = tuple(frozenset(group.split()) for group in _CLOSE)
+
+
+@functools.cache
+def close(a: str, b: str) -> bool:
+    """Whether two languages are so close that a translation can be a copy."""
+    one, other = codes.language_of(a), codes.language_of(b)
+    return one == other or any(one in group and other in group for group in _GROUPS)
+
+
 @functools.cache
 def name(code: str) -> str:
     """The language's English name: `Swahili` for `sw`, `Chinese (Traditional)` for `zh_Hant`; the code itself where

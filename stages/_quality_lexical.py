@@ -26,42 +26,34 @@ U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
+_FINE_ROWS = 10_000
 _FREQS, _LIFTS = 4, 6
 _HIST = 2 * 2 * _FREQS * _LIFTS
-_EXTRA = 44
+_EXTRA = 52
 N_FEATURES = _HIST + _EXTRA
 _SCALE = np.float32(16.0)  # a probability p is kept as round(-16 ln p), 255 standing for none
 
 
 @numba.njit(cache=True, nogil=True)
-def tokenise(
-    offsets: I64, data: U8, first: int, last: int, classes: U8, folded: U32, plan: text.I32
-) -> tuple[I64, U64, U8, U64]:
-    """Distinct tokens of the rows first … last - 1: offsets, hashes ascending in a row, kinds, and a hash of each whole row."""
-    rows = last - first
+def tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I64, U64, U8, U64]:
+    """Distinct tokens of all rows: offsets, hashes ascending in a row, kinds, and a hash of each whole row."""
+    rows = offsets.size - 1
     at = np.zeros(rows + 1, np.int64)
     room = 1024
     out = np.empty(room, np.uint64)
     out_kind = np.empty(room, np.uint8)
     whole = np.empty(rows, np.uint64)
-    longest = 1
-    for r in range(first, last):
+    longest = 0
+    for r in range(rows):
         longest = max(longest, offsets[r + 1] - offsets[r])
-    points = np.empty(longest, np.uint32)
-    tokens = np.empty(text.MAX_TOKENS, np.uint64)
-    kinds = np.empty(text.MAX_TOKENS, np.uint8)
-    words = np.empty(text.MAX_TOKENS, np.uint64)
-    stems = np.empty(text.MAX_TOKENS, np.uint64)
-    shapes = np.empty(text.MAX_TOKENS, np.uint8)
-    numbers = np.empty(text.MAX_TOKENS, np.uint64)
-    counts = np.empty(16, np.int64)
-    for r in range(first, last):
-        n = text.decode(data, offsets[r], offsets[r + 1], points)
-        text.scan(points, n, classes, folded, plan, tokens, kinds, words, stems, shapes, numbers, counts)
-        n = counts[text.N_TOKENS]
-        whole[r - first] = row_hash(tokens, n)
-        n = distinct(tokens, kinds, n)
-        total = at[r - first]
+    cut = text.make_cut(longest)
+    for r in range(rows):
+        n = text.decode(data, offsets[r], offsets[r + 1], cut.points)
+        text.scan(cut, n, tables.classes, tables.folded, tables.sounds, plan)
+        n = cut.counts[text.N_TOKENS]
+        whole[r] = row_hash(cut.tokens, n)
+        n = distinct(cut.tokens, cut.kinds, n)
+        total = at[r]
         if total + n > room:
             room = 2 * (total + n)
             larger = np.empty(room, np.uint64)
@@ -70,9 +62,9 @@ def tokenise(
             larger_kind = np.empty(room, np.uint8)
             larger_kind[:total] = out_kind[:total]
             out_kind = larger_kind
-        out[total : total + n] = tokens[:n]
-        out_kind[total : total + n] = kinds[:n]
-        at[r - first + 1] = total + n
+        out[total : total + n] = cut.tokens[:n]
+        out_kind[total : total + n] = cut.kinds[:n]
+        at[r + 1] = total + n
     return at, out[: at[rows]].copy(), out_kind[: at[rows]].copy(), whole
 
 
@@ -145,6 +137,7 @@ class Model(NamedTuple):
     starts: I64  # entries of source token e are starts[e] … starts[e + 1] - 1
     targets: I32  # the target token of an entry, ascending
     values: U8  # (entries, FOLDS, 2): t(target | source) and t(source | target), see _SCALE
+    plans: I32  # (2, 7, 3): token plan of each side
     length: F64  # mean, and two terms of the variance, of the log ratio of lengths
     weights: F64  # of the logistic regression: N_FEATURES and the constant
     rows: I64  # (1,): rows learned from
@@ -191,68 +184,103 @@ def _matched(a: U64, na: int, b: U64, nb: int, used: U8) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
+def _clip(cut: text.Cut, n: int, share: float) -> int:
+    """Cuts n code points to a share of them; a share above 1 is that much less 1, the closing mark kept."""
+    closed = share > 1
+    kept = min(n, max(1, int(n * (share - 1 if closed else share))))
+    if closed and kept > 0:
+        cut.points[kept - 1] = cut.points[n - 1]
+    return kept
+
+
+@numba.njit(cache=True, nogil=True)
+def _spelt_alike(a: text.Cut, b: text.Cut, x: F32) -> None:
+    """How many names of a are heard in b: into x[0] those of two consonants, x[1] of three, x[2] of more, x[3] not heard."""
+    for k in range(a.counts[text.N_NAMES]):
+        if not a.marks[k] & text.CAPITAL:
+            continue
+        start, size = a.ends[k], a.ends[k + 1] - a.ends[k]
+        heard = False
+        for m in range(b.counts[text.N_NAMES]):
+            lo, hi = b.ends[m], b.ends[m + 1]
+            if b.marks[m] & text.RUN:
+                if size < 3:
+                    continue
+                last = hi - size
+            else:
+                last = min(lo, hi - size)
+            for at in range(lo, last + 1):
+                same = True
+                for q in range(size):
+                    if a.sounds[start + q] != b.sounds[at + q]:
+                        same = False
+                        break
+                if same:
+                    heard = True
+                    break
+            if heard:
+                break
+        if heard:
+            x[min(size, 4) - 2] += 1
+        elif not a.marks[k] & text.INITIAL and size >= 3:
+            x[3] += 1
+    for k in range(4):
+        x[k] = min(x[k], 4)
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(side: Side, cut: text.Cut, n: int, fold: int, ids: I32) -> int:
+    """Numbers of the known among n tokens; returns how many."""
+    known = 0
+    for i in range(n):
+        e = find(cut.tokens[i], side.keys, side.slots)
+        if e >= 0 and side.counts[e, fold] > 1:
+            ids[known] = e
+            known += 1
+    return known
+
+
+@numba.njit(cache=True, nogil=True)
+def _both(a: int, b: int, x: F32) -> None:
+    x[0] = 1.0 if a > 0 and b > 0 else 0.0
+    x[1] = 1.0 if a > 0 and b == 0 else 0.0
+    x[2] = 1.0 if b > 0 and a == 0 else 0.0
+
+
+@numba.njit(cache=True, nogil=True)
 def features(
-    so: I64, sd: U8, to: I64, td: U8, src_row: I64, tgt_row: I64, cut: F32, fold: I64,
-    classes: U8, folded: U32, src_plan: I32, tgt_plan: I32, model: Model, table: F32, out: F32,
+    so: I64, sd: U8, to: I64, td: U8, src_row: I64, tgt_row: I64, clip: F32, fold: I64,
+    tables: text.Tables, model: Model, table: F32, out: F32,
 ) -> None:  # fmt: skip
     """Evidence for each pair of a source row and a target row, into `out` (n, N_FEATURES)."""
     src, tgt = model.src, model.tgt
     starts, targets, values, length = model.starts, model.targets, model.values, model.length
-    longest = 1
+    longest = 0
     for k in range(src_row.size):
         longest = max(longest, so[src_row[k] + 1] - so[src_row[k]], to[tgt_row[k] + 1] - to[tgt_row[k]])
-    ps = np.empty(longest, np.uint32)
-    pt = np.empty(longest, np.uint32)
-    size = text.MAX_TOKENS
-    stok, ttok = np.empty(size, np.uint64), np.empty(size, np.uint64)
-    sk, tk = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    sw, tw = np.empty(size, np.uint64), np.empty(size, np.uint64)
-    ss, ts = np.empty(size, np.uint64), np.empty(size, np.uint64)
-    sh, th = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    sn, tn = np.empty(size, np.uint64), np.empty(size, np.uint64)
-    sc, tc = np.empty(16, np.int64), np.empty(16, np.int64)
-    si, ti = np.empty(size, np.int32), np.empty(size, np.int32)
-    sum_s, sum_t = np.empty(size, np.float32), np.empty(size, np.float32)
-    used = np.empty(size, np.uint8)
-    llr = np.empty(size, np.float64)
+    s, t = text.make_cut(longest), text.make_cut(longest)
+    si, ti = np.empty(text.MAX_TOKENS, np.int32), np.empty(text.MAX_TOKENS, np.int32)
+    sum_s, sum_t = np.empty(text.MAX_TOKENS, np.float32), np.empty(text.MAX_TOKENS, np.float32)
+    used = np.empty(text.MAX_TOKENS, np.uint8)
+    total, number = np.zeros(2), np.zeros(2)
     for r in range(src_row.size):
-        a, b = src_row[r], tgt_row[r]
-        ns = text.decode(sd, so[a], so[a + 1], ps)
-        nt = text.decode(td, to[b], to[b + 1], pt)
-        share = abs(cut[r])
-        if share > 1:  # cut, but closed with the mark that closed the whole
-            share -= 1
-        if cut[r] > 0:
-            last = pt[nt - 1] if nt > 0 else np.uint32(0)
-            nt = max(min(nt, 1), int(nt * share))
-            if cut[r] > 1 and nt > 0:
-                pt[nt - 1] = last
-        elif cut[r] < 0:
-            last = ps[ns - 1] if ns > 0 else np.uint32(0)
-            ns = max(min(ns, 1), int(ns * share))
-            if cut[r] < -1 and ns > 0:
-                ps[ns - 1] = last
-        text.scan(ps, ns, classes, folded, src_plan, stok, sk, sw, ss, sh, sn, sc)
-        text.scan(pt, nt, classes, folded, tgt_plan, ttok, tk, tw, ts, th, tn, tc)
+        ns = text.decode(sd, so[src_row[r]], so[src_row[r] + 1], s.points)
+        nt = text.decode(td, to[tgt_row[r]], to[tgt_row[r] + 1], t.points)
+        if clip[r] > 0:
+            nt = _clip(t, nt, clip[r])
+        elif clip[r] < 0:
+            ns = _clip(s, ns, -clip[r])
+        text.scan(s, ns, tables.classes, tables.folded, tables.sounds, model.plans[0])
+        text.scan(t, nt, tables.classes, tables.folded, tables.sounds, model.plans[1])
+        sc, tc = s.counts, t.counts
         g = fold[r]
         if g < 0:
-            h = mix64(row_hash(stok, sc[0]) ^ mix64(row_hash(ttok, tc[0]) + np.uint64(1)))
-            g = np.int64(h % np.uint64(FOLDS))
-        ms = distinct(stok, sk, sc[0])
-        mt = distinct(ttok, tk, tc[0])
-        ks = kt = 0
+            g = fold_of(row_hash(s.tokens, sc[text.N_TOKENS]), row_hash(t.tokens, tc[text.N_TOKENS]))
+        ms = distinct(s.tokens, s.kinds, sc[text.N_TOKENS])
+        mt = distinct(t.tokens, t.kinds, tc[text.N_TOKENS])
+        ks, kt = _look_up(src, s, ms, g, si), _look_up(tgt, t, mt, g, ti)
         x = out[r]
         x[:] = 0
-        for i in range(ms):
-            e = find(stok[i], src.keys, src.slots)
-            if e >= 0 and src.counts[e, g] > 1:
-                si[ks] = e
-                ks += 1
-        for j in range(mt):
-            f = find(ttok[j], tgt.keys, tgt.slots)
-            if f >= 0 and tgt.counts[f, g] > 1:
-                ti[kt] = f
-                kt += 1
         sum_s[:ks] = 0
         sum_t[:kt] = 0
         for i in range(ks):
@@ -275,8 +303,8 @@ def features(
             ids = si if d == 0 else ti
             sums = sum_s if d == 0 else sum_t
             side = src if d == 0 else tgt
-            total = np.zeros(2)
-            number = np.zeros(2)
+            total[:] = 0
+            number[:] = 0
             for i in range(n):
                 e = ids[i]
                 kind = 0 if side.kinds[e] != text.PIECE else 1
@@ -305,7 +333,7 @@ def features(
         x[m + 5] = min(max(-z - 2.0, 0.0), 6.0)
         m += 6
         # Numbers.
-        hits = _matched(sn, sc[text.N_NUMBERS], tn, tc[text.N_NUMBERS], used)
+        hits = _matched(s.numbers, sc[text.N_NUMBERS], t.numbers, tc[text.N_NUMBERS], used)
         x[m] = min(hits, 3)
         x[m + 1] = min(sc[text.N_NUMBERS] - hits, 3)
         x[m + 2] = min(tc[text.N_NUMBERS] - hits, 3)
@@ -313,42 +341,40 @@ def features(
         m += 4
         # Cognates and copies.
         nws, nwt = sc[text.N_WORDS], tc[text.N_WORDS]
-        hits = _matched(sw, nws, tw, nwt, used)
+        hits = _matched(s.words, nws, t.words, nwt, used)
         x[m] = min(hits, 6)
         x[m + 1] = hits / max(min(nws, nwt), 1)
         long = 0
         for i in range(nws):
-            if sh[i] & 127 >= 4:
+            if s.sizes[i] >= 4:
                 for j in range(nwt):
-                    if ss[i] == ts[j] and th[j] & 127 >= 4:
+                    if s.stems[i] == t.stems[j] and t.sizes[j] >= 4:
                         long += 1
                         break
         x[m + 2] = min(long, 6)
         x[m + 3] = long / max(min(nws, nwt), 1)
         m += 4
+        if sc[text.N_CAPITALS] >= tc[text.N_CAPITALS]:
+            _spelt_alike(s, t, x[m : m + 4])
+        else:
+            _spelt_alike(t, s, x[m : m + 4])
+        m += 4
         # Punctuation.
-        q1, q2 = sc[text.QUESTION] > 0, tc[text.QUESTION] > 0
-        x[m] = 1.0 if q1 and q2 else 0.0
-        x[m + 1] = 1.0 if q1 and not q2 else 0.0
-        x[m + 2] = 1.0 if q2 and not q1 else 0.0
-        q1, q2 = sc[text.EXCLAIM] > 0, tc[text.EXCLAIM] > 0
-        x[m + 3] = 1.0 if q1 and q2 else 0.0
-        x[m + 4] = 1.0 if q1 and not q2 else 0.0
-        x[m + 5] = 1.0 if q2 and not q1 else 0.0
-        x[m + 6] = 1.0 if sc[text.FINAL] > 0 and tc[text.FINAL] == 0 else 0.0
-        x[m + 7] = 1.0 if sc[text.FINAL] == 0 and tc[text.FINAL] > 0 else 0.0
-        x[m + 8] = min(abs(sc[text.COMMAS] - tc[text.COMMAS]), 4)
-        x[m + 9] = min(sc[text.COMMAS], tc[text.COMMAS], 3)
-        x[m + 10] = 1.0 if sc[text.QUOTES] > 0 and tc[text.QUOTES] > 0 else 0.0
-        x[m + 11] = 1.0 if (sc[text.QUOTES] > 0) != (tc[text.QUOTES] > 0) else 0.0
-        x[m + 12] = 1.0 if sc[text.PARENS] > 0 and tc[text.PARENS] > 0 else 0.0
-        x[m + 13] = 1.0 if (sc[text.PARENS] > 0) != (tc[text.PARENS] > 0) else 0.0
-        x[m + 14] = 1.0 if sc[text.COLON] > 0 and tc[text.COLON] > 0 else 0.0
-        x[m + 15] = 1.0 if (sc[text.COLON] > 0) != (tc[text.COLON] > 0) else 0.0
-        x[m + 16] = np.log(sc[text.N_LETTERS] + 1.0)
-        x[m + 17] = np.log(tc[text.N_LETTERS] + 1.0)
+        _both(sc[text.QUESTIONS], tc[text.QUESTIONS], x[m : m + 3])
+        _both(sc[text.EXCLAMATIONS], tc[text.EXCLAMATIONS], x[m + 3 : m + 6])
+        _both(sc[text.FINAL], tc[text.FINAL], x[m + 6 : m + 9])
+        _both(sc[text.QUOTES], tc[text.QUOTES], x[m + 9 : m + 12])
+        _both(sc[text.BRACKETS], tc[text.BRACKETS], x[m + 12 : m + 15])
+        _both(sc[text.COLONS], tc[text.COLONS], x[m + 15 : m + 18])
+        x[m + 18] = min(abs(sc[text.COMMAS] - tc[text.COMMAS]), 4)
+        x[m + 19] = min(sc[text.COMMAS], tc[text.COMMAS], 3)
+        x[m + 20] = np.log(sc[text.N_LETTERS] + 1.0)
+        x[m + 21] = np.log(tc[text.N_LETTERS] + 1.0)
 
 
+@numba.njit(cache=True, nogil=True)
+def fold_of(src: np.uint64, tgt: np.uint64) -> int:
+    return np.int64(mix64(src ^ mix64(tgt + np.uint64(1))) % np.uint64(FOLDS))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -368,7 +394,7 @@ def apply(x: F32, weights: F64, out: F32) -> None:
 @numba.njit(cache=True, nogil=True)
 def _folds(a: U64, b: U64, out: I64) -> None:
     for i in range(out.size):
-        out[i] = np.int64(mix64(a[i] ^ mix64(b[i] + np.uint64(1))) % np.uint64(FOLDS))
+        out[i] = fold_of(a[i], b[i])
 
 
 def _vocabulary(at: I64, hashes: U64, kinds: U8, folds: I64) -> tuple[Side, I64, I32]:
@@ -425,9 +451,9 @@ class Options(NamedTuple):
 def fit(src_text: tuple[I64, U8], tgt_text: tuple[I64, U8], src_lang: str, tgt_lang: str, keys: U64, options: Options = Options()) -> Model:
     n = keys.size
     tables = text.tables()
-    plans = text.units(src_lang).plan, text.units(tgt_lang).plan
-    src_at, src_hashes, src_kinds, src_rows = tokenise(*src_text, 0, n, tables.classes, tables.folded, plans[0])
-    tgt_at, tgt_hashes, tgt_kinds, tgt_rows = tokenise(*tgt_text, 0, n, tables.classes, tables.folded, plans[1])
+    plans = np.stack([text.plan(language, n <= _FINE_ROWS) for language in (src_lang, tgt_lang)])
+    src_at, src_hashes, src_kinds, src_rows = tokenise(*src_text, tables, plans[0])
+    tgt_at, tgt_hashes, tgt_kinds, tgt_rows = tokenise(*tgt_text, tables, plans[1])
     folds = np.empty(n, np.int64)
     _folds(src_rows, tgt_rows, folds)
     src, src_at, src_ids = _vocabulary(src_at, src_hashes, src_kinds, folds)
@@ -447,14 +473,14 @@ def fit(src_text: tuple[I64, U8], tgt_text: tuple[I64, U8], src_lang: str, tgt_l
     targets, values, owner = targets[live], values[live], owner[live]
     starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=src.keys.size))]).astype(np.int64)
     lengths = [np.diff(t[0]) for t in (src_text, tgt_text)]
-    model = Model(src, tgt, starts, targets, values, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)), np.array([n]))
-    judge = Judge(model, src_lang, tgt_lang)
+    model = Model(src, tgt, starts, targets, values, plans, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)), np.array([n]))
+    judge = Judge(model)
     rows = np.arange(n)
     none = np.zeros(n, np.float32)
     x = judge.features(src_text, tgt_text, rows, rows, none, folds)
     length = _fit_length(x[:, -1], x[:, -2])
     model = model._replace(length=length)
-    judge = Judge(model, src_lang, tgt_lang)
+    judge = Judge(model)
     # Three kinds of row: real ones; ones against others of their fold; ones with a side cut short.
     none_wrong = [(rows, rows, none)]
     shuffled = [(rows, _others(folds, keys, by, shift), none) for by in (None, lengths[1]) for shift in (1, 2)]
@@ -589,17 +615,15 @@ def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
 class Judge:
     """Scores rows of one pair by a model."""
 
-    def __init__(self, model: Model, src_lang: str, tgt_lang: str) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._tables = text.tables()
-        self._plans = text.units(src_lang).plan, text.units(tgt_lang).plan
         self._probabilities = _probabilities()
 
     def features(self, src: tuple[I64, U8], tgt: tuple[I64, U8], a: I64, b: I64, cut: F32, folds: I64) -> F32:
         out = np.zeros((a.size, N_FEATURES), np.float32)
         features(
-            *src, *tgt, a, b, cut, folds, self._tables.classes, self._tables.folded, *self._plans,
-            self._model, self._probabilities, out,
+            *src, *tgt, a, b, cut, folds, self._tables, self._model, self._probabilities, out,
         )  # fmt: skip
         return out
 
@@ -629,7 +653,7 @@ class LexicalScorer:
             if not self._states.get(name):
                 continue
             if name not in self._judges:
-                self._judges[name] = Judge(unpack(self._states[name]), *name.split("-"))
+                self._judges[name] = Judge(unpack(self._states[name]))
             rows = np.flatnonzero(codes == k)
             part = table if rows.size == table.num_rows else table.take(pa.array(rows))
             scores[rows] = self._judges[name].score(string_buffers(part["src"]), string_buffers(part["tgt"]))
@@ -639,7 +663,7 @@ class LexicalScorer:
 _FIELDS: tuple[tuple[str, type, int], ...] = (
     ("src.keys", np.uint64, 1), ("src.kinds", np.uint8, 1), ("src.counts", np.int32, FOLDS), ("src.rows", np.int64, 1),
     ("tgt.keys", np.uint64, 1), ("tgt.kinds", np.uint8, 1), ("tgt.counts", np.int32, FOLDS), ("tgt.rows", np.int64, 1),
-    ("starts", np.int64, 1), ("targets", np.int32, 1), ("values", np.uint8, 2 * FOLDS), ("length", np.float64, 1),
+    ("starts", np.int64, 1), ("targets", np.int32, 1), ("values", np.uint8, 2 * FOLDS), ("plans", np.int32, 3), ("length", np.float64, 1),
     ("weights", np.float64, N_FEATURES + 1), ("rows", np.int64, 1),
 )  # fmt: skip
 _MAGIC = b"corpusprep lexical 1\n"
@@ -678,6 +702,7 @@ def unpack(state: bytes) -> Model:
         for s in ("src", "tgt")
     ]
     return Model(
-        sides[0], sides[1], found["starts"], found["targets"], found["values"].reshape(-1, FOLDS, 2), found["length"],
+        sides[0], sides[1], found["starts"], found["targets"], found["values"].reshape(-1, FOLDS, 2),
+        found["plans"].reshape(2, -1, 3), found["length"],
         found["weights"].reshape(2, -1), found["rows"],
     )  # fmt: skip

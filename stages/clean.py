@@ -94,7 +94,7 @@ class CleanSettings(StageSettings):
     characters on, or what these are in the language."""
     url_only: Annotated[_Share | _Off, _OFF] = 0.9
     """Largest share of a side's characters, spaces aside, that may stand in URLs."""
-    letters: Annotated[_Share | _Off, _OFF] = 0.3
+    letters: Annotated[_Share | _Off, _OFF] = 0.2
     """Least share of letters in either side's characters, spaces aside."""
     script: Annotated[_Share | _Off, _OFF] = 0.5
     """Least share of the letters of either side in a script that its language is written in."""
@@ -102,7 +102,8 @@ class CleanSettings(StageSettings):
     """How much of both sides' letters and digits must be the same, case and punctuation aside, for the target to count as
     a copy of the source; 1 counts exact copies only."""
     copied_letters: _Count = 10
-    """Copies shorter than this many letters are names and words that languages share, and stay."""
+    """Copies shorter than this many letters are words that languages share, and stay; so do names (all words begin with a
+    capital), and pairs of languages as close as Croatian and Serbian."""
     longest_word: Annotated[_Count | _Off, _OFF] = 60
     """Most characters of a word; letters of scripts without spaces between words make no word."""
     length_ratio: Annotated[_Ratio | _Off, _OFF] = 2.5
@@ -150,6 +151,8 @@ REASONS = (
 )  # fmt: skip
 """The reasons of the built-in rules, in the order in which the rules are tried."""
 
+# A name has at most so many words.
+_NAME_WORDS = 6
 # Below this many characters (of English) a phrase may well come again and again: "no, no, no".
 _REPETITION_FROM = 60
 # Added to both sides' lengths, in English characters: short texts vary more. With it, the spread of the ratio of true pairs is
@@ -212,7 +215,9 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
     lengths = [(chars(side) / of.length + _LENGTH_SLACK) for side, of in both]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.maximum(lengths[0] / lengths[1], lengths[1] / lengths[0])
-    long_enough = letters(found.src) + letters(found.tgt) >= 2 * settings.copied_letters
+    plain, words = count(features.PLAIN_WORDS)(found.src), count(features.WORDS)(found.src)
+    translatable = letters(found.src) + letters(found.tgt) >= 2 * settings.copied_letters
+    translatable &= ((plain > 0) | (words > _NAME_WORDS)) & ~languages.close()
     failed = {
         "empty": settings.empty & either(lambda side, of: chars(side) == 0),
         "template_tokens": settings.template_tokens & (sides[0].template | sides[1].template),
@@ -230,7 +235,7 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
         "url_only": either(lambda side, of: side.counts[:, features.URL_CHARS] > of.limit("url_only") * solid(side)),
         "letters": either(lambda side, of: letters(side) < of.limit("letters") * solid(side)),
         "script": either(lambda side, of: side.script < of.limit("script")),
-        "copied": (found.same >= languages.limit("copied")) & (found.same > 0) & long_enough,
+        "copied": (found.same >= languages.limit("copied")) & (found.same > 0) & translatable,
         "long_word": either(lambda side, of: side.counts[:, features.LONGEST_WORD] > of.limit("longest_word")),
         "length_ratio": ratio > languages.limit("length_ratio"),
         "numbers": found.numbers > languages.limit("numbers"),
@@ -316,6 +321,11 @@ class _Languages:
         rows = own[0, self._index[0]], own[1, self._index[1]]
         lenient = np.fmin(*rows) if name == "url" else np.fmax(*rows)
         return np.where(np.isnan(lenient), general, lenient)
+
+    def close(self) -> npt.NDArray[np.bool_]:
+        """Rows whose two languages are so close that a translation can be the same text."""
+        table = np.array([[_languages.close(a, b) for b in self._codes[1]] or [False] for a in self._codes[0]] or [[False]])
+        return table[self._index[0], self._index[1]]
 
 
 def _own_rule(rule: str, table: pa.Table) -> npt.NDArray[np.bool_]:

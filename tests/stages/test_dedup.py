@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ SENTENCES = [
 ]
 
 
-def rows(pairs: list[tuple[str | None, str | None]], tgt_lang: str = "de", **columns: Any) -> pa.Table:
+def rows(pairs: Sequence[tuple[str | None, str | None]], tgt_lang: str = "de", **columns: Any) -> pa.Table:
     src, tgt = ([pair[i] for pair in pairs] for i in (0, 1))
     langs = {"src_lang": ["en"] * len(pairs), "tgt_lang": [tgt_lang] * len(pairs)}
     return pa.table({"src": pa.array(src, pa.string()), "tgt": pa.array(tgt, pa.string()), **langs, **columns})
@@ -338,7 +339,8 @@ class TestDedup:
             for b in ("a", "e", "i", "o", "u", "ai")
             for c in ("", "t", "s", "rm", "nd", "lk", "p")
         ]
-        words += list("abcdefghijklmnopqrstuvwxyz0123456789一二三四五六七八九十百千") + [
+        words += [
+            *list("abcdefghijklmnopqrstuvwxyz0123456789一二三四五六七八九十百千"),
             "!",
             "?",
             "...",
@@ -452,7 +454,9 @@ class TestSettings:
         assert DedupSettings(**chosen.model_dump(mode="json")) == chosen
 
 
-def leaks(texts: list[Any], pairs: list[tuple[str, str]], chosen: DedupSettings = DEFAULT) -> list[bool]:
+def leaks(
+    texts: list[Any], pairs: Sequence[tuple[str | None, str | None]], chosen: DedupSettings = DEFAULT
+) -> list[bool]:
     """Which of the rows are dropped for copying evaluation text."""
     table = rows(list(pairs), at=list(range(len(pairs))))
     kept, dropped = protect(table, EvaluationIndex.from_texts(texts, chosen), chosen)
@@ -567,7 +571,7 @@ class TestEvaluation:
             assert protect(rows(SENTENCES), index, DedupSettings()).kept.num_rows == 4
         index = EvaluationIndex.from_texts([self.two], DedupSettings())
         assert protect(rows([]), index, DedupSettings()).kept.num_rows == 0
-        assert leaks([self.two], [(None, None)]) == [False]  # type: ignore[list-item]
+        assert leaks([self.two], [(None, None)]) == [False]
 
     def test_columns_of_unequal_length_are_refused(self) -> None:
         with pytest.raises(SettingsError, match="length"):
