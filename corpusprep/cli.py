@@ -163,12 +163,13 @@ def settings_command(stage: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can mend are one message and exit code 2; a fault of the program is 70."""
-    _guard(lambda: cli.main(arguments, standalone_mode=False))
+    code = _guard(lambda: cli.main(arguments, standalone_mode=False))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _guard(call: Callable[[], Any]) -> None:
+def _guard(call: Callable[[], Any]) -> Any:
     try:
-        call()
+        return call()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:

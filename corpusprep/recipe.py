@@ -160,6 +160,9 @@ def parse_value(raw: str) -> Any:
         return raw
 
 
+_TYPE_LABEL = re.compile(
+    r"(constrained-\w+|(literal|function-\w+|dict|list|tuple|nullable)\[.*\]|int|float|bool|str|none)$"
+)
 M = typing.TypeVar("M", bound=BaseModel)
 
 
@@ -180,8 +183,15 @@ def validate(model: type[M], data: Mapping[str, Any], *, where: str, text: str =
         below = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
         # A list whose items are wrong is also said to be too short, which is no news.
         items = [item for item in items if not (item["type"] == "too_short" and item["loc"] in below)]
-        lines = [_explain(model, item, where, text) for item in items]
-        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+        merged: dict[tuple[str, ...], dict[str, Any]] = {}
+        for item in items:
+            # A setting of several types fails once a type, under a place that ends in the type's name.
+            place = tuple(str(part) for part in item["loc"] if not _TYPE_LABEL.match(str(part)))
+            if place in merged and item["type"] != "extra_forbidden":
+                merged[place]["msg"] += f", or {item['msg'].removeprefix('Input should be ')}"
+            else:
+                merged[place] = {**item, "loc": place}
+        raise SettingsError("\n".join(_explain(model, item, where, text) for item in merged.values())) from None
 
 
 def _explain(model: type[BaseModel], error: Any, where: str, text: str) -> str:

@@ -84,10 +84,10 @@ def run_stage(
             kept, dropped = function(table, settings, seed=seed)
             kept_rows += kept.num_rows
             writer.write(kept)
-            for lost in (dropped, malformed):
-                reasons.update(count_values(lost["reason"]))
-                if refuse is not None:  # the first that is written says which columns there are
-                    refuse.write(lost)
+            lost = pa.concat_tables([dropped, malformed], promote_options="default")
+            reasons.update(count_values(lost["reason"]))
+            if refuse is not None:
+                refuse.write(lost)
     unit = "examples" if name == "instruct" else "rows"
     lines = [(f"kept ({unit})", kept_rows), *sorted(reasons.items(), key=lambda item: (-item[1], item[0]))]
     return columns(lines, (name, "rows"))

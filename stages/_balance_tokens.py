@@ -221,16 +221,21 @@ def tokenizer_file(name: str) -> Path:
         ) from error
 
 
-@functools.lru_cache(maxsize=2)
 def load_tokenizer(name: str) -> Any:
-    """The `tokenizers.Tokenizer` that a setting names, without truncation and padding; loaded once a process.
+    """The `tokenizers.Tokenizer` that a setting names, without truncation and padding; loaded once a process, and again
+    where its file has changed.
 
     Raises:
         RunError: it cannot be had or is not a tokenizer.
     """
+    path = tokenizer_file(name)
+    return _load_tokenizer(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_tokenizer(path: Path, _changed: int) -> Any:
     from tokenizers import Tokenizer
 
-    path = tokenizer_file(name)
     try:
         tokenizer = Tokenizer.from_file(os.fspath(path))
     except Exception as error:  # the library raises bare Exception

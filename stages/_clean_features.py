@@ -62,7 +62,7 @@ class Features(NamedTuple):
     Attributes:
         src, tgt: the sides.
         same: float32 of shape (n,), how much of the letters and digits of both sides is the same, from 0 to 1; case and
-            punctuation aside; 0 unless the sides look alike at all.
+            punctuation aside; 0 if it is less than was asked for.
         numbers: float32 of shape (n,), share of the numbers of both sides that the other side lacks; 0 unless either side
             lacks one.
         url_mismatch: bool of shape (n,), one side has URLs that the other has not.
@@ -325,12 +325,12 @@ def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_o
 
 
 @numba.njit(cache=True, nogil=True)
-def _sameness(a, n, b, m, histogram, row):  # type: ignore[no-untyped-def]
-    """1 - edit distance / length of the longer, if the texts are near copies (three quarters the same), else 0."""
+def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def]
+    """1 - edit distance / length of the longer, if that is `least` or more, else 0."""
     longest = max(n, m)
     if longest == 0:
         return np.float32(0)
-    allowed = longest // 4
+    allowed = int((1 - least) * longest + 1e-6)
     if abs(n - m) > allowed:
         return np.float32(0)
     histogram[:] = 0
@@ -384,7 +384,7 @@ def _bits(word):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _examine(  # type: ignore[no-untyped-def]
-    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, packed, digit, weights,
+    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, packed, digit, weights, least_same,
     src_counts, tgt_counts, src_script, tgt_script, src_repeated, tgt_repeated, same, numbers, url_mismatch,
 ):  # fmt: skip
     folded = np.zeros((2, MAX_FOLDED), np.uint32)
@@ -405,8 +405,8 @@ def _examine(  # type: ignore[no-untyped-def]
         url_mismatch[i] = src_counts[i, URLS] != tgt_counts[i, URLS] or sites != other_sites
         same[i] = 0
         # An edit takes one letter from the set of a text's letters and adds another, at most.
-        if _bits(letters ^ others) <= max(n, m) // 2:
-            same[i] = _sameness(folded[0], n, folded[1], m, histogram, row)
+        if _bits(letters ^ others) <= 2 * (1 - least_same) * max(n, m) + 1e-6:
+            same[i] = _sameness(folded[0], n, folded[1], m, least_same, histogram, row)
         numbers[i] = 0
         if n_digits > 1 and m_digits > 1:
             total, lacking = _lacking(digits[0], groups[0], n_groups, digits[1], groups[1], m_groups, m_digits)
@@ -438,20 +438,25 @@ def _packed_table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.
 
 
 def examine(
-    src: pa.Array[Any], tgt: pa.Array[Any], src_expected: npt.NDArray[np.uint64], tgt_expected: npt.NDArray[np.uint64]
+    src: pa.Array[Any],
+    tgt: pa.Array[Any],
+    src_expected: npt.NDArray[np.uint64],
+    tgt_expected: npt.NDArray[np.uint64],
+    least_same: float = 0.75,
 ) -> Features:
     """Measures n pairs of normalised texts.
 
     Args:
         src, tgt: n strings each.
         src_expected, tgt_expected: uint64 of shape (n,), the `script_mask` expected of each text; 0 expects nothing.
+        least_same: sides that have less in common than this count as having nothing in common.
     """
     n = len(src)
     counts = np.zeros((2, n, len(_COLUMNS)), np.int32)
     script, repeated = np.zeros((2, n), np.float32), np.zeros((2, n), np.float32)
     same, numbers, url_mismatch = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
     _examine(
-        *string_buffers(src), *string_buffers(tgt), src_expected, tgt_expected, *_packed_table(),
+        *string_buffers(src), *string_buffers(tgt), src_expected, tgt_expected, *_packed_table(), least_same,
         counts[0], counts[1], script[0], script[1], repeated[0], repeated[1], same, numbers, url_mismatch,
     )  # fmt: skip
     return Features(

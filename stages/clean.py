@@ -22,6 +22,7 @@ from corpusprep.stages import _clean_text, _languages
 _OFF = BeforeValidator(lambda value: False if value is None else value)
 _Count = Annotated[int, Field(ge=0, strict=True)]
 _Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+_HalfShare = Annotated[float, Field(ge=0.5, le=1, strict=True)]
 _Ratio = Annotated[float, Field(gt=1, strict=True)]
 _Off = Literal[False]
 
@@ -49,7 +50,7 @@ class LanguageSettings(Settings):
     """See `url_only` of `[clean]`."""
     length_ratio: _Ratio | _Off | None = None
     """See `length_ratio` of `[clean]`."""
-    copied: _Share | _Off | None = None
+    copied: _HalfShare | _Off | None = None
     """See `copied` of `[clean]`."""
     numbers: _Share | _Off | None = None
     """See `numbers` of `[clean]`."""
@@ -98,7 +99,7 @@ class CleanSettings(StageSettings):
     """Least share of letters in either side's characters, spaces aside."""
     script: Annotated[_Share | _Off, _OFF] = 0.5
     """Least share of the letters of either side in a script that its language is written in."""
-    copied: Annotated[_Share | _Off, _OFF] = 0.9
+    copied: Annotated[_HalfShare | _Off, _OFF] = 0.9
     """How much of both sides' letters and digits must be the same, case and punctuation aside, for the target to count as
     a copy of the source; 1 counts exact copies only."""
     copied_letters: _Count = 10
@@ -202,7 +203,8 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
     """The number of the first rule that each row fails, from 1; 0 for none."""
     languages = _Languages(table, settings)
     src, tgt = languages.src, languages.tgt
-    found = features.examine(sides[0].text, sides[1].text, src.scripts, tgt.scripts)
+    copied = languages.limit("copied")
+    found = features.examine(sides[0].text, sides[1].text, src.scripts, tgt.scripts, float(max(np.min(copied, initial=1.0), 0.5)))
     both = ((found.src, src), (found.tgt, tgt))
 
     def either(test: Callable[[features.Side, _Side], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
@@ -235,7 +237,7 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
         "url_only": either(lambda side, of: side.counts[:, features.URL_CHARS] > of.limit("url_only") * solid(side)),
         "letters": either(lambda side, of: letters(side) < of.limit("letters") * solid(side)),
         "script": either(lambda side, of: side.script < of.limit("script")),
-        "copied": (found.same >= languages.limit("copied")) & (found.same > 0) & translatable,
+        "copied": (found.same >= copied) & (found.same > 0) & translatable,
         "long_word": either(lambda side, of: side.counts[:, features.LONGEST_WORD] > of.limit("longest_word")),
         "length_ratio": ratio > languages.limit("length_ratio"),
         "numbers": found.numbers > languages.limit("numbers"),

@@ -47,7 +47,9 @@ def test_a_budget_of_real_tokens_is_met(finished: tuple[Path, Recipe, Path], tmp
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     texts = [path.read_text(encoding="utf-8") for path in sorted((folder / "evaluation").glob("*.tsv"))]
-    trainer = trainers.BpeTrainer(vocab_size=8000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator((text[:60_000] for text in texts), trainer)
     file = tmp_path / "tokenizer.json"
     tokenizer.save(str(file))
@@ -77,4 +79,6 @@ def test_a_budget_of_real_tokens_is_met(finished: tuple[Path, Recipe, Path], tmp
     back = pl.DataFrame(pl.from_arrow(invert(mix, recipe.instruct))).select("source", "shard", "row", "src", "tgt")
     joined = back.join(written, on=["source", "shard", "row"], suffix="_written")
     assert joined.height == mix.num_rows
-    assert joined.filter((pl.col("src") != pl.col("src_written")) | (pl.col("tgt") != pl.col("tgt_written"))).height == 0
+    assert (
+        joined.filter((pl.col("src") != pl.col("src_written")) | (pl.col("tgt") != pl.col("tgt_written"))).height == 0
+    )
