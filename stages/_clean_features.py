@@ -36,16 +36,19 @@ _COLUMNS = (
     "question_marks",  # a question mark between two letters, the second of lower case
     "words",  # runs of letters between spaces
     "plain_words",  # those of them that do not begin with a capital
+    "foreign",  # digits, letters of scripts that are not expected, and URLs: as long in any language
 )
 _BEYOND = LETTER | _languages.script_number("Hani") << 3 | 1 << 9  # characters behind the table's end are Han
-CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS, WORDS, PLAIN_WORDS = range(len(_COLUMNS))
+CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS, WORDS, PLAIN_WORDS, FOREIGN = range(
+    len(_COLUMNS)
+)
 
 
 class Side(NamedTuple):
     """n texts, measured.
 
     Attributes:
-        counts: int32 of shape (n, 10), see `_COLUMNS`.
+        counts: int32 of shape (n, 11), see `_COLUMNS`.
         script: float32 of shape (n,), share of the letters that are of an expected script; NaN where nothing is expected
             or there is no letter of a known script. A letter weighs as much as its script's letters say.
         repeated: float32 of shape (n,), share of the phrases of 8 characters that have stood before in the same text.
@@ -109,8 +112,18 @@ def _url_end(data, start, end):  # type: ignore[no-untyped-def]
         return start
     while i < end and 0x20 < data[i] < 0x7F and data[i] != 60 and data[i] != 62 and data[i] != 34:
         i += 1
-    while i > start and (data[i - 1] == 46 or data[i - 1] == 44 or data[i - 1] == 59 or data[i - 1] == 58 or data[i - 1] == 33
-                         or data[i - 1] == 63 or data[i - 1] == 39 or data[i - 1] == 41 or data[i - 1] == 93 or data[i - 1] == 47):
+    while i > start and (
+        data[i - 1] == 46
+        or data[i - 1] == 44
+        or data[i - 1] == 59
+        or data[i - 1] == 58
+        or data[i - 1] == 33
+        or data[i - 1] == 63
+        or data[i - 1] == 39
+        or data[i - 1] == 41
+        or data[i - 1] == 93
+        or data[i - 1] == 47
+    ):
         i -= 1
     return i
 
@@ -157,7 +170,9 @@ def _measure(  # type: ignore[no-untyped-def]
     Returns (share of expected script, repeated share, folded length, digits, groups, hash of sites, set of letters).
     """
     wanted = known = 0
-    chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = words = plain_words = 0
+    chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = words = plain_words = (
+        foreign
+    ) = 0
     n_folded = n_digits = n_groups = word = again = 0
     sites = np.uint64(0)
     letter_set = np.uint64(0)
@@ -168,6 +183,10 @@ def _measure(  # type: ignore[no-untyped-def]
     # Phrases: the low bytes of the last 8 characters are the key. The table has one place for a key and forgets what stood
     # there before, so it needs no clearing; the salt keeps the texts apart.
     key = np.uint64(0)
+    point: Any  # int64
+    facts: Any
+    weight: Any
+    match: Any
 
     i = start
     while i < end:
@@ -206,10 +225,11 @@ def _measure(  # type: ignore[no-untyped-def]
             previous_letter = asked = in_digits = in_word = False
             continue
         solid += 1
-        letter = what == LETTER or what == MARK
+        letter = what in (LETTER, MARK)
         number = what == DIGIT
         if url:
             url_chars += 1
+            foreign += 1
             letters += letter
             word = 0
         else:
@@ -222,8 +242,10 @@ def _measure(  # type: ignore[no-untyped-def]
                     plain_words += low == point
                 if which > 0:
                     weight = weights[which]
+                    match = np.int64((expected >> np.uint64(which)) & np.uint64(1))
                     known += weight
-                    wanted += weight * np.int64((expected >> np.uint64(which)) & np.uint64(1))
+                    wanted += weight * match
+                    foreign += 1 - match
                     if asked and low == point and 97 <= point < 0x250:
                         question_marks += 1
             # Words end at white space and punctuation, apostrophes aside, and at any letter of a script without spaces.
@@ -238,12 +260,18 @@ def _measure(  # type: ignore[no-untyped-def]
                 groups[n_groups] = n_digits
                 n_groups += 1
             in_digits = True
+            foreign += 1
             if n_digits < MAX_DIGITS:
                 digits[n_digits] = digit[point]
                 n_digits += 1
         else:
-            if in_digits and solid <= n_digits + 2 and n_groups == 1 and (
-                point == 41 or ((point == 45 or point == 46 or point == 58) and i < end and not 48 <= data[i] <= 57)
+            if (
+                in_digits
+                and solid <= n_digits + 2
+                and n_groups == 1
+                and (
+                    point == 41 or ((point == 45 or point == 46 or point == 58) and i < end and not 48 <= data[i] <= 57)
+                )
             ):
                 n_digits = n_groups = 0  # "12) ", "3. ": counts the rows, not a thing in the text
             in_digits = False
@@ -258,6 +286,7 @@ def _measure(  # type: ignore[no-untyped-def]
     counts[URL_CHARS], counts[URLS] = url_chars, urls
     counts[LONGEST_WORD], counts[QUESTION_MARKS] = longest_word, question_marks
     counts[WORDS], counts[PLAIN_WORDS] = words, plain_words
+    counts[FOREIGN] = foreign if expected != 0 else 0
     share = np.float32(wanted / known) if known > 0 and expected != 0 else np.float32(np.nan)
     repeated = np.float32(again / (chars - GRAM + 1)) if chars >= GRAM else np.float32(0)
     return share, repeated, n_folded, n_digits, n_groups, sites, letter_set
@@ -410,7 +439,9 @@ def _examine(  # type: ignore[no-untyped-def]
         numbers[i] = 0
         if n_digits > 1 and m_digits > 1:
             total, lacking = _lacking(digits[0], groups[0], n_groups, digits[1], groups[1], m_groups, m_digits)
-            other_total, other_lacking = _lacking(digits[1], groups[1], m_groups, digits[0], groups[0], n_groups, n_digits)
+            other_total, other_lacking = _lacking(
+                digits[1], groups[1], m_groups, digits[0], groups[0], n_groups, n_digits
+            )
             if lacking > 0 and other_lacking > 0:
                 numbers[i] = np.float32(lacking + other_lacking) / np.float32(total + other_total)
 

@@ -79,9 +79,8 @@ def _tables() -> _Tables:
     for point in np.flatnonzero(plain).tolist():
         character = chr(point)
         category = unicodedata.category(character)
-        if category in ("Cc", "Co") or point & 0xFFFE == 0xFFFE or 0xFDD0 <= point <= 0xFDEF:
-            role[point] = _DELETE
-        elif category == "Cf" and point not in _VISIBLE_FORMATS:
+        noncharacter = point & 0xFFFE == 0xFFFE or 0xFDD0 <= point <= 0xFDEF
+        if category in ("Cc", "Co") or noncharacter or (category == "Cf" and point not in _VISIBLE_FORMATS):
             role[point] = _DELETE
         elif category in ("Zs", "Zl", "Zp"):
             role[point] = _BLANK
@@ -120,7 +119,7 @@ def _tables() -> _Tables:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def decode(data: U8, i: int, end: int) -> tuple[int, int]:
+def decode(data: U8, i: int, end: int) -> tuple[Any, int]:
     """The code point that starts at `data[i]` and where the next one starts; U+FFFD for a byte that starts none."""
     byte = np.int64(data[i])
     if byte < 0x80:
@@ -161,9 +160,8 @@ def _ascii_needs(data: U8, i: int, end: int) -> int:
     elif byte == 91:  # [
         if i + 1 < end and (data[i + 1] == 47 or 65 <= data[i + 1] <= 90):
             return TEMPLATE
-    elif byte == 123:  # {
-        if i + 1 < end and (data[i + 1] == 92 or (i + 2 < end and data[i + 2] == 58)):
-            return MARKUP
+    elif byte == 123 and i + 1 < end and (data[i + 1] == 92 or (i + 2 < end and data[i + 2] == 58)):  # {
+        return MARKUP
     return 0
 
 
@@ -181,7 +179,7 @@ def _scan(
         three = np.uint16(0)
         three_next = np.uint16(0)
         previous_role = _PLAIN
-        previous_point = np.int64(0)
+        previous_point: Any = np.int64(0)
         while i < end:
             byte = data[i]
             if byte < 0x80:
@@ -209,11 +207,10 @@ def _scan(
                 previous_role = _PLAIN
                 continue
             kind = role[point]
-            if kind != _PLAIN and kind != _HOLDER and kind != _PICTURE:
-                if kind == _BLANK or kind == _DELETE:
-                    needs |= CHARACTERS
-                elif previous_role != _HOLDER and previous_role != _PICTURE:
-                    needs |= CHARACTERS
+            if kind in (_BLANK, _DELETE) or (
+                kind in (_JOINER, _SELECTOR) and previous_role != _HOLDER and previous_role != _PICTURE
+            ):
+                needs |= CHARACTERS
             previous_role = kind
             if compose[point] != 0 or (order[point] != 0 and order[point] < last_order):
                 needs |= COMPOSE
@@ -269,11 +266,9 @@ def _tidy(offsets: I64, data: U8, role: U8, kind: U8, out_offsets: I64, out: U8)
             if what == _BLANK:
                 pending = at > begin
                 before = _PLAIN if pending else before
-            elif what == _DELETE:
-                pass
-            elif (what == _JOINER or what == _SELECTOR) and (pending or (before != _HOLDER and before != _PICTURE)):
-                pass
-            else:
+            elif what != _DELETE and (
+                what not in (_JOINER, _SELECTOR) or (not pending and before in (_HOLDER, _PICTURE))
+            ):
                 if pending:
                     out[at] = 0x20
                     at += 1
@@ -291,7 +286,8 @@ def _tidy_characters(column: pa.Array[Any]) -> pa.Array[Any]:
     out = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
     tables = _tables()
     _tidy(offsets, data, tables.role, _languages.character_table().kind, out_offsets, out)
-    buffers = [None, pa.py_buffer(out_offsets), pa.py_buffer(out[: out_offsets[-1]])]
+    written: tuple[Any, Any] = (out_offsets, out[: out_offsets[-1]])
+    buffers = [None, *map(pa.py_buffer, written)]
     return pa.Array.from_buffers(pa.large_string(), offsets.size - 1, buffers)
 
 
@@ -312,7 +308,9 @@ _ENTITY = re.compile(
     r"(?:[ ]?(?P<tight>amp|lt|gt|quot|apos|nbsp)[ ]?|(?P<name>[A-Za-z][A-Za-z0-9]{1,31})"
     r"|[ ]?\#[ ]?(?P<decimal>[0-9]{1,7})[ ]?|[ ]?\#[ ]?[xX](?P<hexadecimal>[0-9A-Fa-f]{1,6})[ ]?);"
 )
-_SURROGATES = re.compile(r"&#(?:(5[5-7][0-9]{3})|[xX]([dD][89a-fA-F][0-9A-Fa-f]{2}));&#(?:(5[5-7][0-9]{3})|[xX]([dD][89a-fA-F][0-9A-Fa-f]{2}));")
+_SURROGATES = re.compile(
+    r"&#(?:(5[5-7][0-9]{3})|[xX]([dD][89a-fA-F][0-9A-Fa-f]{2}));&#(?:(5[5-7][0-9]{3})|[xX]([dD][89a-fA-F][0-9A-Fa-f]{2}));"
+)
 
 
 def _join_surrogates(match: re.Match[str]) -> str:
@@ -422,7 +420,11 @@ def repair(text: str) -> tuple[str, bool]:
     if not is_bad(text):
         return text, False
     repaired, plan = fix_encoding_and_explain(text, _repair_settings())
-    if any(step == ("encode", "macroman") for step in plan or ()) and "\u201a\u00c4" not in text and "\u221a" not in text:
+    if (
+        any(step == ("encode", "macroman") for step in plan or ())
+        and "\u201a\u00c4" not in text
+        and "\u221a" not in text
+    ):
         repaired = text  # in Mac Roman almost any two letters make sense
     if "\ufffd" in repaired and "\ufffd" not in text:
         repaired = text
@@ -458,7 +460,7 @@ class Steps(NamedTuple):
     mojibake: bool = True
 
 
-def _map(texts: list[str], chosen: npt.NDArray[np.bool_], function: Any) -> None:
+def _map(texts: list[Any], chosen: npt.NDArray[np.bool_], function: Any) -> None:
     for i in np.flatnonzero(chosen).tolist():
         texts[i] = function(texts[i])
 
@@ -469,7 +471,7 @@ def _round(column: pa.Array[Any], needs: U8, steps: Steps) -> tuple[pa.Array[Any
     single = ENTITY * steps.entities | MARKUP * steps.markup | MOJIBAKE * steps.mojibake
     hand = np.flatnonzero(needs & single)
     if hand.size:
-        texts = column.take(pa.array(hand)).to_pylist()
+        texts: list[Any] = column.take(pa.array(hand, pa.int64())).to_pylist()
         bits = needs[hand]
         if steps.mojibake:
             for i in np.flatnonzero(bits & MOJIBAKE).tolist():
@@ -496,7 +498,7 @@ def normalise(column: pa.Array[Any], steps: Steps) -> Normalised:
     at_work = np.flatnonzero(needs & ~np.uint8(TEMPLATE))
     looked = np.flatnonzero(needs & TEMPLATE)
     if at_work.size:
-        work = column.take(pa.array(at_work)).cast(pa.large_string())
+        work = column.take(pa.array(at_work, pa.int64())).cast(pa.large_string())
         final = work
         alive = np.arange(at_work.size)
         bits = needs[at_work]
@@ -516,6 +518,6 @@ def normalise(column: pa.Array[Any], steps: Steps) -> Normalised:
         mask[at_work] = True
         column = pc.replace_with_mask(column.cast(pa.large_string()), pa.array(mask), final)
         looked = np.union1d(looked, at_work[(scan(final) & TEMPLATE) != 0])
-    for i, text in zip(looked.tolist(), column.take(pa.array(looked)).to_pylist(), strict=True):
-        template[i] = TEMPLATE_TOKENS.search(text) is not None
+    for i, text in zip(looked.tolist(), column.take(pa.array(looked, pa.int64())).to_pylist(), strict=True):
+        template[i] = TEMPLATE_TOKENS.search(text or "") is not None
     return Normalised(column, mojibake, restless, template)

@@ -22,6 +22,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U64 = npt.NDArray[np.uint64]
 
+Int = int | np.int64
+
 HIERARCHICAL, SOFTMAX, ONE_VS_ALL = 0, 1, 2
 
 _FNV_OFFSET, _FNV_PRIME, _LOW = np.uint64(2166136261), np.uint64(16777619), np.uint64(0xFFFFFFFF)
@@ -85,7 +87,7 @@ class Arrays(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, kinds: U8) -> int:
+def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, kinds: U8) -> Int:
     """Finds the dictionary's entries from `position` on; returns where they end, or -1 where the file ends before."""
     for i in range(starts.size):
         starts[i] = position
@@ -104,7 +106,7 @@ def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, ki
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: int, end: int, value: np.uint64) -> int:
+def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: Int, end: Int, value: np.uint64) -> Int:
     """The slot that holds the word `word[begin:end]` with this hash, or the free one where it belongs."""
     mask = slots.size - 1
     slot = np.int64(value) & mask
@@ -133,7 +135,7 @@ def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
 
 
 @numba.njit(cache=True, nogil=True)
-def _key_slot(keys: I32, key: int) -> int:
+def _key_slot(keys: I32, key: Int) -> Int:
     mask = keys.size - 1
     slot = (key * 0x9E3779B1 >> 15) & mask
     while keys[slot] >= 0 and keys[slot] != key:
@@ -177,7 +179,16 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
 
 @numba.njit(cache=True, nogil=True)
 def _average(
-    model: Arrays, data: U8, start: int, end: int, word: U8, hashes: I32, batch: I32, hidden: F32, memo: U64, memo_rows: I32
+    model: Arrays,
+    data: U8,
+    start: int,
+    end: int,
+    word: U8,
+    hashes: I32,
+    batch: I32,
+    hidden: F32,
+    memo: U64,
+    memo_rows: I32,
 ) -> int:
     """Sets `hidden` to the mean of the rows of the line's features and returns their number.
 
@@ -325,16 +336,12 @@ def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
     magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, which lands in the low bits
     turn_bits, power_bits = turns.view(np.int64), powers.view(np.int64)
     for k in range(x.size):
-        v = np.float64(x[k])
-        v = v if v > -104.0 else -104.0
-        v = v if v < 89.0 else 89.0
+        v = min(max(np.float64(x[k]), np.float64(-104)), np.float64(89))
         turns[k] = v * 1.4426950408889634 + magic
     for k in range(x.size):
         power_bits[k] = (turn_bits[k] + 1023) << 52
     for k in range(x.size):
-        v = np.float64(x[k])
-        v = v if v > -104.0 else -104.0
-        v = v if v < 89.0 else 89.0
+        v = min(max(np.float64(x[k]), np.float64(-104)), np.float64(89))
         r = v - (turns[k] - magic) * 0.6931471805599453
         s = 1.0 + r / 9.0
         s = 1.0 + r * s / 8.0
@@ -435,6 +442,7 @@ def predict_rows(
     of_own: F32,
     of_other: F32,
     of_rival: F32,
+    letters: I32,
 ) -> None:
     """Predicts n lines, `data[offsets[i]:offsets[i + 1]]`, and weighs the language that each is expected to be in.
 
@@ -446,7 +454,9 @@ def predict_rows(
         label: out, the number of the most probable label; -1 where the model finds no feature in the line.
         probability: out, its probability; NaN for none, as in the next three.
         of_own, of_other: out, the probability of the two sets.
-        of_rival: out, that of the most probable cluster, labels of the own set left out; 0 where it was not looked for.
+        of_rival: out, that of the most probable cluster, labels of the own set left out; 0 where it was not looked for or
+            the line has no letters.
+        letters: out, where the rival was looked for, how many bytes are ASCII letters or parts of other characters.
     """
     longest = 0
     for i in range(label.size):
@@ -511,4 +521,29 @@ def predict_rows(
             best = 0.0
             for k in range(labels):
                 best = max(best, sums[k])
-            of_rival[i] = best
+            count = 0
+            for k in range(offsets[i], offsets[i + 1]):
+                byte = data[k]
+                count += byte >= 128 or 97 <= (byte | 32) <= 122
+            letters[i] = count
+            of_rival[i] = best if count else 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def find_capitals(offsets: I64, data: U8, out: npt.NDArray[np.bool_]) -> int:
+    """Marks the lines that may be in capitals throughout, those with no small letter of ASCII or basic Cyrillic and a byte
+    of a script with case, and returns their number. The few that are marked are looked at again with Unicode in mind."""
+    count = 0
+    for i in range(out.size):
+        cased, small = False, False
+        before = np.uint8(0)
+        for k in range(offsets[i], offsets[i + 1]):
+            byte = data[k]
+            if 97 <= byte <= 122 or (before == 0xD0 and byte >= 0xB0) or (before == 0xD1 and byte < 0xA0):
+                small = True
+                break
+            cased = cased or 65 <= byte <= 90 or 0xC3 <= byte <= 0xD5
+            before = byte
+        out[i] = cased and not small
+        count += out[i]
+    return count

@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.errors import InputError
-from corpusprep.stages._langid_kernel import ONE_VS_ALL, HIERARCHICAL, SOFTMAX, Arrays, index_rows, index_words, scan_entries
+from corpusprep.stages._langid_kernel import (
+    HIERARCHICAL,
+    ONE_VS_ALL,
+    SOFTMAX,
+    Arrays,
+    index_rows,
+    index_words,
+    scan_entries,
+)
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -36,11 +44,13 @@ class Model(NamedTuple):
     Attributes:
         path: the file.
         labels: the labels without `__label__`, in the model's order.
+        counts: how often each was met in training, int64.
         arrays: what the kernel works on.
     """
 
     path: str
     labels: list[str]
+    counts: npt.NDArray[np.int64]
     arrays: Arrays
 
 
@@ -120,7 +130,7 @@ def read_model(path: str) -> Model:
     ngrams = 0 if maxn <= 0 and word_ngrams < 2 else bucket if pruned < 0 else pruned
     if inputs.columns != dim or outputs.columns != dim or inputs.rows < words + ngrams or outputs.rows != labels:
         raise reader.bad("the matrices do not fit the dictionary")
-    if pairs.size and not (0 <= pairs.min() and pairs[:, 0].max() < bucket and pairs[:, 1].max() < inputs.rows - words):
+    if pairs.size and not (pairs.min() >= 0 and pairs[:, 0].max() < bucket and pairs[:, 1].max() < inputs.rows - words):
         raise reader.bad("the dictionary is damaged")
     weights = _expand(outputs)
     if not np.isfinite(weights).all():
@@ -128,7 +138,6 @@ def read_model(path: str) -> Model:
 
     if inputs.codes.size and 4 * inputs.rows * inputs.columns <= _EXPAND_BELOW:
         inputs = inputs._replace(dense=_expand(inputs), codes=inputs.codes[:0], norms=inputs.norms[:0])
-    text = reader.raw[begin : reader.position] if inputs.codes.size else reader.raw
     text = np.array(reader.raw[begin:end])
     starts -= begin
     ends -= begin
@@ -164,7 +173,8 @@ def read_model(path: str) -> Model:
         left=left,
         right=right,
     )
-    return Model(path, [name.removeprefix(LABEL_PREFIX).decode("utf-8", "replace") for name in names], arrays)
+    shown = [name.removeprefix(LABEL_PREFIX).decode("utf-8", "replace") for name in names]
+    return Model(path, shown, counts[words:], arrays)
 
 
 def _map(path: str) -> U8:
@@ -176,7 +186,9 @@ def _map(path: str) -> U8:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
-            path, f"the language model cannot be read ({reason})", "Give the path of a supervised fastText model (.bin or .ftz)"
+            path,
+            f"the language model cannot be read ({reason})",
+            "Give the path of a supervised fastText model (.bin or .ftz)",
         ) from None
 
 
@@ -190,7 +202,9 @@ def _read_matrix(reader: _Reader, what: str) -> _Matrix:
         if rows < 0 or columns <= 0:
             raise reader.bad(f"the {what} is damaged")
         dense = reader.floats(rows * columns, what).reshape(rows, columns)
-        return _Matrix(rows, columns, dense, none.reshape(0, 0), np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32))
+        return _Matrix(
+            rows, columns, dense, none.reshape(0, 0), np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
+        )
     with_norms, rows, columns, size = reader.values("B2qi", what)
     codes = reader.take(size, what)
     width, parts, part, last = reader.values("4i", what)

@@ -115,7 +115,7 @@ class CleanSettings(StageSettings):
     """Drop rows whose sides have not as many URLs of the same sites."""
     rules: tuple[str, ...] = ()
     """Rules of your own, as `module:function`: a function of a pyarrow table that returns a Boolean array, true to keep."""
-    language: dict[str, LanguageSettings] = {}
+    language: dict[str, LanguageSettings] = Field(default_factory=dict)
     """What differs by language, as in `[clean.language.sw]`."""
 
     @field_validator("rules")
@@ -137,9 +137,11 @@ class CleanSettings(StageSettings):
 
     @model_validator(mode="after")
     def _ordered(self) -> CleanSettings:
-        for where, low, high in [("", self.min_chars, self.max_chars)] + [
-            (f" of {code}", one.min_chars or self.min_chars, one.max_chars or self.max_chars) for code, one in self.language.items()
-        ]:
+        places: list[tuple[str, CleanSettings | LanguageSettings]] = [("", self)]
+        places += [(f" of {code}", own) for code, own in self.language.items()]
+        for where, own in places:
+            low = self.min_chars if own.min_chars is None else own.min_chars
+            high = self.max_chars if own.max_chars is None else own.max_chars
             if low is not False and high is not False and low > high:
                 raise ValueError(f"min_chars{where} ({low}) is above max_chars ({high})")
         return self
@@ -185,15 +187,20 @@ def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome
     for rule in settings.rules:
         reasons.append(f"clean.{rule.partition(':')[2]}")
         left = np.flatnonzero(verdict == 0)
-        keep = _own_rule(rule, table.take(pa.array(left)))
+        keep = _own_rule(rule, table.take(pa.array(left, pa.int64())))
         verdict[left[~keep]] = len(reasons)
     return split(table, verdict, reasons)
 
 
+def _one_array(column: pa.ChunkedArray[Any], kind: Any) -> Any:
+    """A text column as one array of the type asked for, null as empty text."""
+    filled: Any = pc.fill_null(column.cast(kind), pa.scalar("", kind))
+    chunks = filled.chunks if isinstance(filled, pa.ChunkedArray) else [filled]
+    return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
+
+
 def _normalise(column: pa.ChunkedArray[Any], settings: CleanSettings) -> _clean_text.Normalised:
-    text = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
-    if isinstance(text, pa.ChunkedArray):
-        text = pa.concat_arrays(text.chunks) if text.num_chunks else pa.array([], pa.large_string())
+    text = _one_array(column, pa.large_string())
     steps = _clean_text.Steps(settings.entities, settings.markup, settings.mojibake)
     found = _clean_text.normalise(text, steps)
     return found._replace(text=found.text.cast(pa.string()))
@@ -204,7 +211,9 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
     languages = _Languages(table, settings)
     src, tgt = languages.src, languages.tgt
     copied = languages.limit("copied")
-    found = features.examine(sides[0].text, sides[1].text, src.scripts, tgt.scripts, float(max(np.min(copied, initial=1.0), 0.5)))
+    found = features.examine(
+        sides[0].text, sides[1].text, src.scripts, tgt.scripts, float(max(np.min(copied, initial=1.0), 0.5))
+    )
     both = ((found.src, src), (found.tgt, tgt))
 
     def either(test: Callable[[features.Side, _Side], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
@@ -214,9 +223,9 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
         return lambda side: side.counts[:, which]
 
     chars, solid, letters = count(features.CHARS), count(features.SOLID), count(features.LETTERS)
-    lengths = [(chars(side) / of.length + _LENGTH_SLACK) for side, of in both]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.maximum(lengths[0] / lengths[1], lengths[1] / lengths[0])
+    foreign = count(features.FOREIGN)
+    lengths = [(chars(side) - foreign(side)) / of.length + foreign(side) + _LENGTH_SLACK for side, of in both]
+    ratio = np.maximum(lengths[0] / lengths[1], lengths[1] / lengths[0])
     plain, words = count(features.PLAIN_WORDS)(found.src), count(features.WORDS)(found.src)
     translatable = letters(found.src) + letters(found.tgt) >= 2 * settings.copied_letters
     translatable &= ((plain > 0) | (words > _NAME_WORDS)) & ~languages.close()
@@ -225,7 +234,9 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
         "template_tokens": settings.template_tokens & (sides[0].template | sides[1].template),
         "markup": sides[0].restless | sides[1].restless,
         "mojibake": settings.mojibake
-        & (sides[0].mojibake | sides[1].mojibake | either(lambda side, of: side.counts[:, features.QUESTION_MARKS] > 2)),
+        & (
+            sides[0].mojibake | sides[1].mojibake | either(lambda side, of: side.counts[:, features.QUESTION_MARKS] > 2)
+        ),
         "too_short": either(lambda side, of: chars(side) < of.limit("min_chars")),
         "too_long": either(lambda side, of: chars(side) > of.limit("max_chars")),
         "repetition": either(
@@ -250,7 +261,7 @@ def _judge(table: pa.Table, sides: list[_clean_text.Normalised], settings: Clean
 
 
 # What a limit that is off compares as: for the rules that set a least value, and for those that set a most one.
-_OFF_VALUES = {"min_chars": -np.inf, "letters": -np.inf, "script": -np.inf, "url": 0.0}
+_OFF_VALUES = {"min_chars": -1.0, "letters": 0.0, "script": -1.0, "url": 0.0, "url_only": 2.0}
 
 
 class _Side(NamedTuple):
@@ -274,10 +285,7 @@ class _Languages:
         self._codes: list[list[str]] = []
         self._index: list[npt.NDArray[np.int64]] = []
         for name in ("src_lang", "tgt_lang"):
-            column = pc.fill_null(table[name].cast(pa.string()), "").combine_chunks()
-            if isinstance(column, pa.ChunkedArray):
-                column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
-            encoded = column.dictionary_encode()
+            encoded = _one_array(table[name], pa.string()).dictionary_encode()
             self._codes.append(encoded.dictionary.to_pylist())
             self._index.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
         self.src, self.tgt = self._side(0), self._side(1)
@@ -326,7 +334,9 @@ class _Languages:
 
     def close(self) -> npt.NDArray[np.bool_]:
         """Rows whose two languages are so close that a translation can be the same text."""
-        table = np.array([[_languages.close(a, b) for b in self._codes[1]] or [False] for a in self._codes[0]] or [[False]])
+        table = np.array(
+            [[_languages.close(a, b) for b in self._codes[1]] or [False] for a in self._codes[0]] or [[False]]
+        )
         return table[self._index[0], self._index[1]]
 
 
@@ -334,18 +344,20 @@ def _own_rule(rule: str, table: pa.Table) -> npt.NDArray[np.bool_]:
     """The mask of a user's rule; a row with no verdict (null) is not kept."""
     module, _, name = rule.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise SettingsError(f"clean.rules: {rule!r} cannot be imported: {error}.") from error
-    except AttributeError:
-        raise SettingsError(f"clean.rules: the module {module!r} has no function {name!r}.") from None
+        found = importlib.import_module(module)
+    except Exception as error:  # a module of the user's own can fail in any way
+        raise SettingsError(f"clean.rules: {rule!r} cannot be imported: {type(error).__name__}: {error}.") from error
+    function = getattr(found, name, None)
+    if not callable(function):
+        raise SettingsError(f"clean.rules: the module {module!r} has no function {name!r}.")
     try:
         mask = function(table)
     except Exception as error:
         raise SettingsError(f"clean.rules: {rule!r} failed with {type(error).__name__}: {error}.") from error
     try:
-        array = pa.array(mask) if not isinstance(mask, pa.Array | pa.ChunkedArray) else mask
-        keep = pc.fill_null(array.cast(pa.bool_()), False).to_numpy(zero_copy_only=False)
+        array: Any = mask if isinstance(mask, pa.Array | pa.ChunkedArray) else pa.array(mask)
+        filled: Any = pc.fill_null(array.cast(pa.bool_()), False)
+        keep = np.asarray(filled, bool)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
         raise SettingsError(f"clean.rules: {rule!r} must return a Boolean array, true for the rows to keep.") from error
     if len(keep) != table.num_rows:
