@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml
 	  || { echo "corpusprep needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "compiling kernels (once)"
+	$(BIN)/corpusprep compile
 	@touch $@
 
 quickstart: $(STAMP)  ## build the example's data and run all stages on it, offline

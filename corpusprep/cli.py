@@ -161,6 +161,14 @@ def settings_command(stage: str | None) -> None:
     click.echo(describe_settings(stage))
 
 
+@cli.command("compile")
+def compile_command() -> None:
+    """Compile the kernels now rather than on first use (once an installation, about a minute)."""
+    from corpusprep.compiling import compile_kernels
+
+    compile_kernels()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can mend are one message and exit code 2; a fault of the program is 70."""
     code = _guard(lambda: cli.main(arguments, standalone_mode=False))

@@ -79,7 +79,7 @@ def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
             code |= int(data[i + 1]) & 0x3F
         elif size == 3:
             code |= (int(data[i + 1]) & 0x3F) << 6 | (int(data[i + 2]) & 0x3F)
-        kind = classes[code] if size < 4 else np.uint8(_OTHER_LETTER)
+        kind = int(classes[code]) if size < 4 else _OTHER_LETTER
         if kind == _UPPER:
             upper += 1
         elif kind == _LOWER:
@@ -88,7 +88,7 @@ def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
             first = 1
             if kind == _DASH:
                 flawed += 1
-        if before == _SPACE and (code == 46 or code == 44):
+        if before == _SPACE and code in (44, 46):
             spaced = True
         before = kind
         dots = dots + 1 if code == 46 else (dots if kind == _CLOSING or kind == _SPACE else 0)
