@@ -160,7 +160,8 @@ def test_no_bytes_make_a_stage_fall(tmp_path: Path, content: bytes, kind: str) -
     try:
         run_stage("clean", tmp_path / kind, tmp_path / "out.parquet", src_lang="en", tgt_lang="sw")
     except CorpusprepError as error:
-        assert kind in str(error)
+        if kind not in str(error):
+            raise
 
 
 def test_settings_are_described() -> None:

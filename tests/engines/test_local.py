@@ -89,7 +89,7 @@ def test_tasks_are_taken_as_they_are_needed() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_task_is_raised_as_it_was(workers: int) -> None:
-    with LocalEngine(workers) as engine, pytest.raises(InputError, match="a.gz, row 7") as caught:
+    with LocalEngine(workers) as engine, pytest.raises(InputError, match=r"a\.gz, row 7") as caught:
         list(engine.map(fail_at_three, range(10)))
     assert caught.value.row == 7
 
