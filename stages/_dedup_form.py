@@ -24,7 +24,7 @@ _MARKS = {
     **dict.fromkeys(_FULL_STOPS, _FULL_STOP),
     **dict.fromkeys(",،，、;；:：", _POINT),
     **dict.fromkeys("-–—−•*·", _DASH),
-    **dict.fromkeys("\"'”’»›)]}」』）】》〉", _CLOSING),
+    **dict.fromkeys("\"'”’“‘»›«‹)]}」』）】》〉", _CLOSING),
     **dict.fromkeys(" \u00a0\u202f\u3000", _SPACE),
 }
 
@@ -91,8 +91,8 @@ def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
         if before == _SPACE and code in (44, 46):
             spaced = True
         before = kind
-        dots = dots + 1 if code == 46 else (dots if kind == _CLOSING or kind == _SPACE else 0)
-        if kind != _CLOSING and kind != _SPACE:
+        dots = dots + 1 if code == 46 else (dots if kind in (_CLOSING, _SPACE) else 0)
+        if kind not in (_CLOSING, _SPACE):
             last = kind
         i += size
     if dots >= 2:

@@ -185,7 +185,7 @@ def test_a_quantised_matrix_too_large_to_expand_gives_the_same(tmp_path: Path, m
 def test_without_an_end_of_line_in_the_dictionary_an_empty_line_has_no_label(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.bin", ["the", "ferry"], LABELS)
     assert_agrees(path, ["", "the", "nothing known", "the </s> ferry", "ferry the"])
-    found = langid(pairs(("nothing known", "the")), LangidSettings(model=path)).kept
+    found = langid(pairs(("nothing known", "the")), LangidSettings(model=path, reject_below=0)).kept
     assert found["src_lid"].to_pylist() == [None]
     assert found["src_lid_prob"].to_pylist() == [None]
 
@@ -260,8 +260,7 @@ def test_a_damaged_model_is_refused_or_works(
     path.write_bytes(raw)
     try:
         model = read_model(str(path))
-    except InputError as error:
-        assert str(path) in str(error)
+    except InputError:
         return
     found = predict(model, [*TEXT.values(), "", "ab" * 300])
     assert len(found["label"]) == len(TEXT) + 2
