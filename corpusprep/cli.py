@@ -153,7 +153,7 @@ for _name, _text in STAGES.items():
 
 
 @cli.command("settings")
-@click.argument("stage", required=False, type=click.Choice([*STAGES, "source"]))
+@click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "rejects", "stage"]))
 def settings_command(stage: str | None) -> None:
     """Print the settings of STAGE, or of all, with their defaults and what they mean."""
     from corpusprep.single import describe_settings

@@ -19,7 +19,7 @@ from corpusprep.arrow import combine, shaped
 from corpusprep.passes import VERDICTS, Dropped, Unit, count_values, pairs_of, token_counter
 from corpusprep.recipe import Recipe
 from corpusprep.stages import instruct
-from corpusprep.store import commit, write_table
+from corpusprep.store import ready, write_table, writing
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ def run_render(task: RenderTask) -> Rendered:
         order = np.argsort(files, kind="stable")
         examples = examples.take(order).drop_columns(["_file"])
         values, starts = np.unique(files[order], return_index=True)
-        scratch = Path(f"{task.examples}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer:
+        with (
+            writing(task.examples) as scratch,
+            pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer,
+        ):
             for group, (value, start) in enumerate(zip(values, starts, strict=True)):
                 end = starts[group + 1] if group + 1 < len(starts) else examples.num_rows
                 writer.write_table(examples.slice(start, end - start), row_group_size=max(1, int(end - start)))
                 groups[int(value)] = group
-        commit(scratch, Path(task.examples))
     count = _write_rejects(rejects, task)
     result = Rendered(
         task.unit.name, task.examples if rendered else None, sorted(groups.items()), count, task.rejects if count else None,
@@ -152,24 +152,22 @@ def run_render(task: RenderTask) -> Rendered:
 
 def remember(result: Rendered | MixFile, marker: str) -> None:
     """Writes a task's result beside its files, last: an interrupted run finds there what is done."""
-    scratch = Path(f"{marker}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps(asdict(result)))
-    commit(scratch, Path(marker))
+    with writing(marker) as scratch:
+        scratch.write_text(json.dumps(asdict(result)), encoding="utf-8")
 
 
 def recall_rendered(marker: Path) -> Rendered | None:
     """The result of a unit that is done, if its files are there."""
-    if not marker.exists():
+    if not ready(marker):
         return None
-    result = Rendered(**json.loads(marker.read_text()))
+    result = Rendered(**json.loads(marker.read_text(encoding="utf-8")))
     paths = [path for path in (result.examples, result.rejects_path) if path is not None]
-    return result if all(Path(path).exists() for path in paths) else None
+    return result if all(ready(path) for path in paths) else None
 
 
 def recall_mix(marker: Path, output: Path) -> MixFile | None:
     """The result of a file of the mix that is done, if it is there."""
-    return MixFile(**json.loads(marker.read_text())) if marker.exists() and output.exists() else None
+    return MixFile(**json.loads(marker.read_text(encoding="utf-8"))) if ready(marker) and ready(output) else None
 
 
 def validation_hashes(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
@@ -198,10 +196,8 @@ def _write_rejects(tables: list[pa.Table], task: RenderTask) -> int:
     if not task.recipe.dedup.clusters:
         table = table.drop_columns(["keeper_source", "keeper_shard", "keeper_row"])
     if table.num_rows:
-        scratch = Path(f"{task.rejects}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, scratch)
-        commit(scratch, Path(task.rejects))
+        with writing(task.rejects) as scratch:
+            write_table(table, scratch)
     return table.num_rows
 
 
@@ -237,10 +233,8 @@ def run_mix(task: MixTask) -> MixFile:
     counts = pa.array(token_counter(task.recipe.balance.model_dump_json()).count_examples(table, settings), pa.int64())
     sums: Any = pa.table({"pair": pairs_of(table), "tokens": counts}).group_by("pair").aggregate([("tokens", "sum")])
     tokens: dict[str, int] = dict(sorted(zip(sums["pair"].to_pylist(), sums["tokens_sum"].to_pylist(), strict=True)))
-    scratch = Path(f"{task.output}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
-    commit(scratch, Path(task.output))
+    with writing(task.output) as scratch:
+        instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
     result = MixFile(task.name, table.num_rows, tokens)
     remember(result, task.done)
     return result

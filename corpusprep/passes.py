@@ -25,7 +25,7 @@ from corpusprep.errors import CorpusprepError, RunError, SettingsError
 from corpusprep.recipe import Recipe, UserStage
 from corpusprep.stage import Outcome
 from corpusprep.stages import balance, clean, dedup, instruct, langid, quality
-from corpusprep.store import commit, file_digest, write_table
+from corpusprep.store import commit, file_digest, write_table, writing
 
 VERDICTS = (
     "",
@@ -145,17 +145,22 @@ def _run_user_stage(stage: UserStage, table: pa.Table) -> Outcome:
     name = stage.function.rpartition(":")[2]
     try:
         kept, dropped = load_function(stage.function)(table, dict(stage.options))
-        reasons = [r if "." in (r or "") else f"{name}.{r or 'dropped'}" for r in dropped["reason"].to_pylist()]
+        reasons = [
+            r if (r or "").startswith(f"{name}.") else f"{name}.{r or 'dropped'}" for r in dropped["reason"].to_pylist()
+        ]
         dropped = dropped.drop_columns(["reason"]).append_column("reason", pa.array(reasons, pa.string()))
-        lost = {"source", "shard", "row", "src", "tgt", "src_lang", "tgt_lang"} - set(kept.column_names)
+        same = ["source", "shard", "row", "src_lang", "tgt_lang"]
+        before = table.select(same).sort_by("row")
+        after = pa.concat_tables([kept.select(same), dropped.select(same)]).sort_by("row")
+        whole = after.cast(before.schema).equals(before) and {"src", "tgt"} <= set(kept.column_names)
     except CorpusprepError:
         raise
     except Exception as error:
         raise RunError(f"stage {stage.function} failed: {type(error).__name__}: {error}. Mend the function.") from error
-    if lost or kept.num_rows + dropped.num_rows != table.num_rows:
+    if not whole:
         raise RunError(
-            f"stage {stage.function} returned {kept.num_rows} kept and {dropped.num_rows} dropped rows of {table.num_rows}"
-            f"{' without columns ' + ', '.join(sorted(lost)) if lost else ''}. Each row must be in one of the two, whole."
+            f"stage {stage.function} returned {kept.num_rows} kept and {dropped.num_rows} dropped rows of {table.num_rows} that "
+            "are not those it was given. Each row must be in one of the two, with its source, shard, row and languages."
         )
     return Outcome(kept, dropped)
 
@@ -237,7 +242,7 @@ def run_first_pass(context: FirstPass, task: RawBatchTask) -> Unit:
         "parts": parts,
         "problems": task.problems,
     }
-    (scratch / "unit.json").write_text(json.dumps(summary, ensure_ascii=False))
+    (scratch / "unit.json").write_text(json.dumps(summary), encoding="utf-8")
     commit(scratch, folder)
     Path(task.raw).unlink(missing_ok=True)
     return load_unit(task.name, task.key, folder, task.source, task.shard, task.rank)
@@ -245,7 +250,7 @@ def run_first_pass(context: FirstPass, task: RawBatchTask) -> Unit:
 
 def load_unit(name: str, key: str, folder: Path, source: str, shard: str, rank: tuple[int, int, int]) -> Unit:
     """A finished unit, from its folder."""
-    summary = json.loads((folder / "unit.json").read_text())
+    summary = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
     parts = tuple(
         Part(
             f"{name}.{p['pair']}", key, p["pair"], p["rows"], str(folder / f"{p['pair']}.parquet"), source, shard, rank
@@ -329,10 +334,8 @@ def write_narrow(columns: Mapping[str, Any], output: str, part: Part) -> None:
         raise RunError(
             f"{part.name}: {table.num_rows} values for {part.rows} rows. Please report this; --redo clean goes round it."
         )
-    scratch = Path(f"{output}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    write_table(table, scratch)
-    commit(scratch, Path(output))
+    with writing(output) as scratch:
+        write_table(table, scratch)
 
 
 # ------------------------------------------------------------------------------------------------------------- quality
@@ -367,10 +370,8 @@ def run_learn(task: LearnTask) -> str:
             mask &= table["key"].to_numpy() <= bound
         tables.append(table.filter(pa.array(mask)).drop_columns(["key"]))
     state = quality.prepare(pa.concat_tables(tables), task.settings, task.seed)
-    scratch = Path(f"{task.output}.tmp")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_bytes(state)
-    commit(scratch, Path(task.output))
+    with writing(task.output) as scratch:
+        scratch.write_bytes(state)
     return task.pair
 
 

@@ -28,12 +28,24 @@ from corpusprep.sources import Shard, Source, open_source
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stage import Settings
 from corpusprep.stages import balance, dedup, instruct, langid, quality
-from corpusprep.store import Store, code_version, digest, file_digest, lock, remove, versions, write_table
+from corpusprep.store import (
+    Store,
+    code_version,
+    digest,
+    file_digest,
+    lock,
+    ready,
+    remove,
+    user_code,
+    versions,
+    write_table,
+)  # fmt: skip
 
 T = TypeVar("T")
 
 _WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models at work on full batches
 _OWN_MEMORY = 700 << 20
+_HEADS = 200  # shards whose heads a dry run reads
 _SMALL_INPUT = 32 << 20  # below this many bytes of input, starting processes takes longer than the work
 _DECIDING = (
     "exact",
@@ -160,6 +172,11 @@ class _Run:
     ) -> None:
         if until is not None and until not in STAGES:
             raise RunError(f"{until} is not a stage. The stages are {', '.join(STAGES)}.")
+        if until == "clean":  # the first pass alone, without what follows in it
+            off = {"langid": recipe.langid.model_copy(update={"enabled": False}),
+                   "dedup": recipe.dedup.model_copy(update={"enabled": False}),
+                   "stage": tuple(stage for stage in recipe.stage if stage.after != "langid")}  # fmt: skip
+            recipe = recipe.model_copy(update=off)
         self.recipe, self.out = recipe, out
         self.until = until or STAGES[-1]
         self.progress = progress or Progress()
@@ -198,26 +215,41 @@ class _Run:
             return self.result
         decisions = self._dedup(parts)
         if self._stops("dedup"):
-            return self._count(accounts, parts, {p: (decisions[p], 0) for p in decisions})
+            return self._count(accounts, parts, decisions)
         states = self._learn(parts, decisions)
         scores = self._score(parts, decisions, states)
         cutoffs = self._cutoffs(parts, decisions, scores, states)
-        tokens, at_hand = self._tokens(parts, decisions, scores, cutoffs)
         if self._stops("quality"):
-            return self._count(accounts, parts, {p: (tokens[p], 0) for p in tokens})
+            self._count(accounts, parts, decisions)
+            return self._count_scores(accounts, parts, decisions, scores, cutoffs)
+        tokens, at_hand = self._tokens(parts, decisions, scores, cutoffs)
         plan, outcomes = self._balance(parts, tokens, at_hand, scores)
         if self._stops("balance"):
-            return self._count(accounts, parts, {p: (outcomes[p], 0) for p in outcomes})
+            return self._count(accounts, parts, outcomes)
         return self._write(units, decisions, tokens, scores, outcomes, cutoffs, plan, sources)
 
     def _stops(self, stage: str) -> bool:
         return STAGES.index(self.until) <= STAGES.index(stage)
 
-    def _count(self, accounts: Accounts, parts: Sequence[Part], verdicts: dict[str, tuple[str, int]]) -> RunResult:
+    def _count_scores(
+        self,
+        accounts: Accounts,
+        parts: Sequence[Part],
+        decisions: dict[str, str],
+        scores: dict[str, str],
+        cutoffs: dict[str, float | None],
+    ) -> RunResult:
         for part in parts:
-            values, counts = np.unique(
-                pq.read_table(verdicts[part.identity][0])["verdict"].to_numpy(), return_counts=True
-            )
+            cutoff = cutoffs.get(part.pair)
+            if cutoff is not None:
+                score = pq.read_table(scores[part.identity])["quality"].to_numpy(zero_copy_only=False)
+                below = int((score[passes.kept_rows(decisions[part.identity])] < np.float32(cutoff)).sum())
+                accounts.add({}, [("quality", part.pair, "quality.score", below)] if below else [])
+        return self.result
+
+    def _count(self, accounts: Accounts, parts: Sequence[Part], verdicts: dict[str, str]) -> RunResult:
+        for part in parts:
+            values, counts = np.unique(pq.read_table(verdicts[part.identity])["verdict"].to_numpy(), return_counts=True)
             for value, count in zip(values.tolist(), counts.tolist(), strict=True):
                 if value:
                     reason = passes.VERDICTS[value]
@@ -262,6 +294,7 @@ class _Run:
             versions(),
             recipe.seed,
             [_dump(stage) for stage in recipe.stage],
+            user_code(*(stage.function for stage in recipe.stage), *recipe.clean.rules),
             _dump(recipe.clean),
             _dump(recipe.langid) | {"model": None},
             [file_digest(file) for file in langid.model_files(recipe.langid)] if recipe.langid.enabled else None,
@@ -272,13 +305,15 @@ class _Run:
         todo: list[tuple[Source, Shard, str, str, tuple[int, int]]] = []
         for number, (source, shards) in enumerate(sources):
             for index, shard in enumerate(shards):
-                key = digest(settings_key, _dump(source.settings, "path", "pairs"), shard.pair, source.identity(shard))
-                name = f"{shard.source}-{digest(shard.shard)[:8]}"
+                # A shard of one pair is the same whatever other pairs the recipe names.
+                pairs = shard.pair or source.settings.wanted()
+                key = digest(settings_key, _dump(source.settings, "path", "pairs"), pairs, source.identity(shard))
+                name = f"{shard.source}-{digest(shard.shard, shard.split, shard.pair, shard.files)[:16]}"
                 marker = store.path("pass1", f"{name}.shard", key)
-                if marker.exists():
-                    count = json.loads(marker.read_text())["units"]
+                if ready(marker):
+                    count = json.loads(marker.read_text(encoding="utf-8"))["units"]
                     folders = [store.path("pass1", f"{name}-{i:05d}", key) for i in range(count)]
-                    if all(folder.exists() for folder in folders):
+                    if all(ready(folder / "unit.json") for folder in folders):
                         self._reuse("pass1", count)
                         units += [
                             passes.load_unit(
@@ -288,6 +323,9 @@ class _Run:
                         ]
                         continue
                 todo.append((source, shard, key, name, (number, index)))
+        names = Counter(unit.name for unit in units) + Counter(name for _, _, _, name, _ in todo)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InputError(twice[0], "two shards of this source bear one name", "Rename one of them")
         if todo:
             units += self._read(todo, evaluation)
         return sorted(units, key=lambda unit: unit.rank)
@@ -299,6 +337,16 @@ class _Run:
         store = self.store
         units: list[Unit] = []
         reading = {"shards": 0}
+        counts: dict[str, int] = {}  # shards read to their end -> units
+        done = Counter[str]()
+        keys = {name: key for _, _, key, name, _ in todo}
+
+        def mark(name: str) -> None:
+            """Notes a shard as done as soon as all its units are, so that a later run need not read it."""
+            if counts.get(name) == done[name]:
+                scratch = store.scratch()
+                scratch.write_text(json.dumps({"units": counts[name]}), encoding="utf-8")
+                store.put(scratch, store.path("pass1", f"{name}.shard", keys[name]))
 
         def tasks() -> Iterator[passes.RawBatchTask]:
             for source, shard, key, name, (number, index) in todo:
@@ -307,9 +355,10 @@ class _Run:
                     unit, rank = f"{name}-{count:05d}", (number, index, count)
                     folder = store.path("pass1", unit, key)
                     count += 1
-                    if (folder / "unit.json").exists():
+                    if ready(folder / "unit.json"):
                         self._reuse("pass1", 1)
                         units.append(passes.load_unit(unit, key, folder, shard.source, shard.shard, rank))
+                        done[name] += 1
                         continue
                     for problem in batch.problems:
                         self.progress.say(f"warning: {problem}")
@@ -319,21 +368,20 @@ class _Run:
                     )  # fmt: skip
                     self.result.made["pass1"] = self.result.made.get("pass1", 0) + 1
                 reading["shards"] += 1
-                counts[name] = (count, key)
+                counts[name] = count
+                mark(name)
 
-        counts: dict[str, tuple[int, str]] = {}
         self.progress.start("read, clean, identify, fingerprint", None)
         setup = partial(passes.open_first_pass, self.recipe, evaluation.index())
         for unit in self.engine.map(passes.run_first_pass, tasks(), setup=setup):
             units.append(unit)
+            shard_name = unit.name.rpartition("-")[0]
+            done[shard_name] += 1
+            mark(shard_name)
             self.progress.advance(
                 sum(unit.read.values()), f"shard {min(reading['shards'] + 1, len(todo))} of {len(todo)}"
             )
         self.progress.end()
-        for name, (count, key) in counts.items():
-            scratch = store.scratch()
-            scratch.write_text(json.dumps({"units": count}))
-            store.put(scratch, store.path("pass1", f"{name}.shard", key))
         return units
 
     def _evaluation(self, sources: list[tuple[Source, list[Shard]]]) -> _Evaluation:
@@ -356,7 +404,7 @@ class _Run:
             key = digest(code_version("dedup"), versions(), _dump(settings), [part.identity for part in members])
             files = [str(self.store.path("dedup", part.name, key)) for part in members]
             decisions |= {part.identity: file for part, file in zip(members, files, strict=True)}
-            if all(Path(file).exists() for file in files):
+            if all(ready(file) for file in files):
                 self._reuse("dedup", 1)
             elif not settings.enabled:
                 for part, file in zip(members, files, strict=True):
@@ -386,7 +434,7 @@ class _Run:
                 [(part.identity, file_digest(decisions[part.identity])) for part in members],
             )
             states[pair] = str(self.store.path("state", pair, key))
-            if Path(states[pair]).exists():
+            if ready(states[pair]):
                 self._reuse("state", 1)
                 continue
             chosen = tuple(decisions[part.identity] for part in members)
@@ -410,12 +458,13 @@ class _Run:
             versions(),
             _dump(settings, *_JUDGING),
             [file_digest(file) for file in quality.model_files(settings)],
+            user_code(settings.scorer) if ":" in settings.scorer else None,
         )
         for part in parts:
             decision = decisions[part.identity]
             key = digest(common, part.identity, file_digest(decision), checksums.get(part.pair))
             scores[part.identity] = str(self.store.path("quality", part.name, key))
-            if Path(scores[part.identity]).exists():
+            if ready(scores[part.identity]):
                 self._reuse("quality", 1)
                 continue
             task = passes.ScoreTask(part, decision, states.get(part.pair), scores[part.identity], settings)
@@ -509,7 +558,7 @@ class _Run:
             key = digest(self._selecting(members, estimates, scores), limits[pair])
             files = tuple(str(self.store.path("candidates", part.name, key)) for part in members)
             candidates |= {part.identity: file for part, file in zip(members, files, strict=True)}
-            if all(Path(file).exists() for file in files):
+            if all(ready(file) for file in files):
                 continue
             task = passes.CandidateTask(
                 pair, tuple(members), tuple(estimates[p.identity] for p in members),
@@ -554,7 +603,7 @@ class _Run:
                 file_digest(score) if score and cutoff is not None else None, cutoff, file_digest(marks) if marks else None,
             )  # fmt: skip
             tokens[part.identity] = file = str(self.store.path(kind, part.name, key))
-            if Path(file).exists():
+            if ready(file):
                 self._reuse(kind, 1)
                 continue
             task = passes.TokenTask(
@@ -595,7 +644,7 @@ class _Run:
             key = digest(self._selecting(members, tokens, scores), plan.targets[pair] if plan else None)
             files = tuple(str(self.store.path("balance", part.name, key)) for part in members)
             outcomes |= {part.identity: file for part, file in zip(members, files, strict=True)}
-            if all(Path(file).exists() for file in files):
+            if all(ready(file) for file in files):
                 self._reuse("balance", 1)
                 continue
             task = passes.BalanceTask(
@@ -622,10 +671,10 @@ class _Run:
     ) -> RunResult:
         recipe, result = self.recipe, self.result
         key = digest(
-            code_version(*STAGES), versions(), recipe.name, recipe.seed, _dump(recipe.instruct), _dump(recipe.rejects),
-            recipe.dedup.clusters, _counting(recipe.balance), [unit.folder for unit in units],
-            sorted((identity, file_digest(path)) for identity, path in outcomes.items()), sorted(scores.values()),
-            sorted((k, v) for k, v in cutoffs.items()),
+            code_version(*STAGES, "output"), versions(), _dump(recipe), _counting(recipe.balance),
+            [Path(unit.folder).name for unit in units], sorted(Path(path).name for path in scores.values()),
+            sorted((identity, file_digest(path)) for identity, path in outcomes.items()), sorted(cutoffs.items()),
+            sorted((identity, file_digest(path)) for identity, path in decisions.items()) if recipe.dedup.clusters else None,
         )  # fmt: skip
         manifest = self._finished(key)
         staging = self.store.path("output", "run", key)
@@ -647,7 +696,7 @@ class _Run:
         """The manifest of an earlier run with the same key, if all its files are there still."""
         path = self.out / "manifest.json"
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if manifest["key"] != key:
                 return None
             whole = all((self.out / f["path"]).stat().st_size == f["bytes"] for f in manifest["files"])
@@ -848,7 +897,10 @@ class _Evaluation:
     def key(self) -> str:
         if not self.settings.enabled:
             return ""
-        identities = [(source.identity(shard), shard.pair) for source, shard in self.shards]
+        identities = [
+            (source.identity(shard), shard.pair, _dump(source.settings, "path", "pairs", "on_error"))
+            for source, shard in self.shards
+        ]
         return digest(texts_identity(self.settings.against), identities)
 
     def index(self) -> dedup.EvaluationIndex | None:
@@ -856,10 +908,15 @@ class _Evaluation:
             return None
         texts: list[Any] = list(read_texts(self.settings.against))
         for source, shard in self.shards:
-            tables = [batch.table for batch in source.read(shard)]
-            if tables:
-                table = pa.concat_tables(tables)
-                texts.append((table["src"].combine_chunks(), table["tgt"].combine_chunks()))
+            for batch in source.read(shard):
+                if batch.rejected.num_rows:  # what is not read is not protected
+                    row = batch.rejected["row"][0].as_py()
+                    raise InputError(
+                        ", ".join(shard.files), f"is evaluation text that cannot be read ({batch.rejected['reason'][0]})",
+                        "Mend it, or set protect = false for this source", row,
+                    )  # fmt: skip
+                if batch.table.num_rows:
+                    texts.append((batch.table["src"], batch.table["tgt"]))
         return dedup.EvaluationIndex.from_texts(texts, self.settings)
 
 
@@ -904,9 +961,12 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
     opened = open_sources(recipe)
     accounts = Accounts(["read", "clean", "langid", "dedup"])
     lines = []
+    texts_identity(recipe.dedup.against)
+    if recipe.balance.tokenizer is not None:
+        balance.tokenizer_file(recipe.balance.tokenizer)
     context = passes.open_first_pass(recipe, None)
     shards = [(source, shard) for source, found in opened for shard in found]
-    for source, shard in shards:
+    for source, shard in shards[:_HEADS]:
         batch = next(iter(source.read(shard, max_rows=rows)), None)
         size = sum(_size(file) for file in shard.files)
         pair = "-".join(shard.pair) if shard.pair else "as its rows say"
@@ -929,7 +989,7 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
         f"recipe {recipe.name}: {len(shards)} shards of {len(opened)} sources",
         columns(lines, ("source", "shard", "pair", "size")),
         f"evaluation text: {len(recipe.dedup.against)} paths named, {against} shards of the sources' own dev and test splits",
-        f"the first {rows:,} rows of each shard through the first pass (duplicates, scores and quotas need the whole):",
+        f"the first {rows:,} rows of each shard (of {min(len(shards), _HEADS)} shards) through the first pass (duplicates, scores and quotas need the whole):",
         summary(accounts),
         f"then: duplicates within {recipe.dedup.max_distance} bits, scorer {recipe.quality.scorer}, budget "
         + (f"{recipe.balance.budget:,} tokens" if recipe.balance.budget else "none"),

@@ -74,6 +74,10 @@ def run_stage(
     apply_overrides(data, overrides)
     settings = validate(model, data, where=name)
     languages = tuple(explicit(code) if code else None for code in (src_lang, tgt_lang))
+    if rejects is not None and rejects.absolute() == target.absolute():
+        raise SettingsError(
+            f"{target}: is named for the rows that are kept and for those that are not. Name two files."
+        )
     kept_rows, reasons = 0, Counter[str]()
     writer, refuse = _Writer(target), _Writer(rejects) if rejects else None
     batches = _read(source, languages)
@@ -250,42 +254,58 @@ def _typed(table: pa.Table) -> pa.Table:
 
 
 def _read_jsonl(path: Path, _: bool) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Reads the file twice: once for the fields and their types, which may first show anywhere, and once for the rows."""
+    schema = pa.schema([])
+    for lines in _lines(path):
+        try:
+            found = _plain(_objects(lines, None)[0].schema)
+            schema = pa.unify_schemas([schema, found], promote_options="permissive")
+        except pa.ArrowException as error:
+            where = lines.first
+            raise InputError(
+                str(path), f"its fields change their type ({error})", "Give each field one type", where
+            ) from None
+    for lines in _lines(path):
+        table, bad = _objects(lines, schema)
+        yield shaped(table, schema), _malformed(bad)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Text that looks like a time is text."""
+    return pa.schema([f.with_type(pa.string()) if pa.types.is_timestamp(f.type) else f for f in schema])
+
+
+def _objects(lines: Any, schema: pa.Schema | None) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    """The lines that are JSON objects as a table, and the others."""
     import pyarrow.json as pj
 
-    for lines in _lines(path):
-        block = lines.data[int(lines.starts[0]) : int(lines.ends[-1])].tobytes()
+    block = lines.data[int(lines.starts[0]) : int(lines.ends[-1])].tobytes()
+    try:
+        options = pj.ParseOptions(explicit_schema=schema) if schema is not None else None
+        table = pj.read_json(io.BytesIO(block), parse_options=options)
+        if table.num_rows == lines.starts.size:
+            return table, []
+    except pa.ArrowException:
+        pass
+    records, bad = [], []
+    for i, (start, end) in enumerate(zip(lines.starts.tolist(), lines.ends.tolist(), strict=True)):
+        raw = lines.data[start:end].tobytes()
         try:
-            table = pj.read_json(io.BytesIO(block))
-            if table.num_rows != lines.starts.size:
-                raise pa.ArrowInvalid("blank lines")
-            yield table, _none()
-            continue
-        except pa.ArrowException:
-            pass
-        records, bad = [], []
-        for i, (start, end) in enumerate(zip(lines.starts.tolist(), lines.ends.tolist(), strict=True)):
-            raw = lines.data[start:end].tobytes()
-            try:
-                record = json.loads(raw)
-                if not isinstance(record, dict):
-                    raise ValueError("no object")
-                json.dumps(record, ensure_ascii=False).encode()
-                records.append(record)
-            except UnicodeError:
-                bad.append((lines.first + i, decode(lines.data, start, end), "read.encoding"))
-            except (ValueError, RecursionError):
-                bad.append((lines.first + i, decode(lines.data, start, end), "read.json"))
-        try:
-            table = (
-                pa.Table.from_pylist(records)
-                if records
-                else pa.table({n: pa.array([], pa.string()) for n in PAIR_COLUMNS})
-            )
-        except (pa.ArrowException, OverflowError) as error:
-            raise InputError(
-                str(path), f"its fields change their type ({error})", "Give each field one type", lines.first
-            ) from None
-        yield table, _malformed(bad)
+            record = json.loads(raw)
+            if not isinstance(record, dict):
+                raise ValueError("no object")
+            json.dumps(record, ensure_ascii=False).encode()
+            records.append(record)
+        except UnicodeError:
+            bad.append((lines.first + i, decode(lines.data, start, end), "read.encoding"))
+        except (ValueError, RecursionError):
+            bad.append((lines.first + i, decode(lines.data, start, end), "read.json"))
+    if not records:
+        return (schema or pa.schema([])).empty_table(), bad
+    try:
+        return pa.Table.from_pylist(records, schema=schema), bad
+    except OverflowError as error:
+        raise pa.ArrowInvalid(str(error)) from None
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

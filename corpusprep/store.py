@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import secrets
@@ -42,11 +43,12 @@ def code_version(*stages: str) -> str:
 
     A changed line of code redoes the parts that it made, without anybody having to raise a number.
     """
-    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "stages/_languages.py"]
+    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "store.py", "stages/_languages.py"]
     files = [_PACKAGE / name for name in shared]
     for stage in stages:
-        folder = _PACKAGE / "stages" if stage != "sources" else _PACKAGE / "sources"
-        pattern = ["*.py"] if stage == "sources" else [f"{stage}.py", f"_{stage}_*.py"]
+        folder = {"sources": _PACKAGE / "sources", "output": _PACKAGE}.get(stage, _PACKAGE / "stages")
+        own = {"sources": ["*.py"], "output": ["output.py", "pipeline.py", "recipe.py", "report.py"]}
+        pattern = own.get(stage, [f"{stage}.py", f"_{stage}_*.py"])
         files += sorted(path for glob in pattern for path in folder.glob(glob))
     state = hashlib.sha256()
     for path in files:
@@ -58,7 +60,7 @@ def code_version(*stages: str) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what the output's bytes are."""
-    names = ("corpusprep", "ftfy", "numba", "numpy", "polars", "pyarrow", "tokenizers")
+    names = ("corpusprep", "ftfy", "langcodes", "language-data", "numba", "numpy", "polars", "pyarrow", "tokenizers")
     found = {name: importlib.metadata.version(name) for name in names}
     return found | {"unicode": unicodedata.unidata_version}
 
@@ -118,8 +120,44 @@ class Store:
                 kind.rmdir()
 
 
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write a file under, which becomes `path` when all is written; no two writers share one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield scratch
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    commit(scratch, path)
+
+
+def ready(path: str | Path) -> bool:
+    """Whether a part is there; a file of no bytes, as a loss of power can leave, is not."""
+    path = Path(path)
+    try:
+        return path.stat().st_size > 0 or path.is_dir()
+    except OSError:
+        return False
+
+
+def user_code(*references: str) -> list[str]:
+    """Digests of the source files of a user's `module:function`s (what those import is not followed)."""
+    found = []
+    for reference in references:
+        try:
+            spec = importlib.util.find_spec(reference.partition(":")[0])
+        except (ImportError, ValueError):
+            spec = None
+        origin = spec.origin if spec is not None else None
+        found.append(file_digest(origin) if origin and os.path.isfile(origin) else reference)
+    return found
+
+
 def commit(scratch: Path, path: Path) -> None:
-    """Renames a finished file or folder into place and makes it durable."""
+    """Renames a finished file or folder into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(scratch, path)
@@ -144,6 +182,13 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process holds it.
     """
+    foreign = [
+        name for name in ("mix", "rejects", "parts") if (folder / name).is_dir() and any((folder / name).iterdir())
+    ]
+    if foreign and not (folder / ".lock").exists():
+        raise RunError(
+            f"{folder}: holds a folder {foreign[0]} that is no run's. A run would replace it: choose another --out."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a")  # noqa: SIM115

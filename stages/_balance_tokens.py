@@ -124,28 +124,6 @@ class TokenCounter:
             counts = self._estimate(pairs, examples.backward, asked, answer, affix, instruct)
         return np.bincount(examples.row, weights=counts, minlength=table.num_rows).astype(np.int32)
 
-    def fitted(self, sample: pa.Table, instruct: InstructSettings) -> TokenCounter:
-        """An estimating counter whose figures by language are this one's on a sample.
-
-        With it a plan costs no exact count of all rows; count those that it may select.
-
-        Args:
-            sample: rows `src tgt src_lang tgt_lang` of any languages, some hundreds a language.
-            instruct: how examples are made; what its templates say is fitted too, as the language `template`.
-        """
-        halves = [pa.chunked_array([half]) for half in all_halves(pairs_of(sample).sides, instruct)]
-        columns = [(sample[side], text.series(sample[f"{side}_lang"])) for side in ("src", "tgt")]
-        columns += [(half, pl.repeat("template", len(half), eager=True)) for half in halves]
-        totals: dict[str, tuple[int, int]] = {}
-        for column, languages in columns:
-            for language in sorted(languages.unique().to_list()):
-                texts = column.filter(pa.array((languages == language).to_numpy()))
-                size, count = totals.get(language, (0, 0))
-                size += int(np.diff(string_buffers(texts)[0]).sum())
-                totals[language] = (size, count + int(self.count(texts, language).sum(dtype=np.int64)))
-        figures = {language: size / count for language, (size, count) in totals.items() if size and count}
-        return TokenCounter(self._settings, {**self.bytes_per_token, **figures})
-
     def _ratio(self, language: str | None) -> float:
         if language is None:
             return _BYTES_PER_TOKEN_BY_SCRIPT["Latn"]

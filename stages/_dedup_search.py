@@ -356,7 +356,9 @@ def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -
         return np.arange(n, dtype=np.int32)
     k = k or choose_blocks(values, distance)
     masks = np.array([_mask(k, table) for table in itertools.combinations(range(k), k - distance)], np.uint64)
-    bits = np.minimum(np.bitwise_count(masks).astype(np.int64), n.bit_length())
+    bits = np.minimum(
+        np.unpackbits(masks.view(np.uint8)).reshape(len(masks), -1).sum(axis=1).astype(np.int64), n.bit_length()
+    )
     downs = (64 - bits).astype(np.uint64)
     scratch = max(1 << 16, _SCRATCH // max(1, threads))
 

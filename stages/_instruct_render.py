@@ -148,9 +148,10 @@ def _directions(sides: list[tuple[str, str]], asked: Direction | Mapping[str, Di
     turned: dict[Direction, Direction] = {"both": "both", "forward": "backward", "backward": "forward"}
     for key, direction in ({} if isinstance(asked, str) else asked).items():
         if key != "default":
-            a, b = map(codes.canonical, codes.parse_pair(key))
+            a, b = codes.parse_pair(key)
             named[a, b], named[b, a] = direction, turned[direction]
-    chosen = [named.get(pair, default) for pair in sides]
+    plain = [(codes.canonical(a), codes.canonical(b)) for a, b in sides]
+    chosen = [named.get(pair, named.get(same, default)) for pair, same in zip(sides, plain, strict=True)]
     # Two sides of one language have no direction to tell apart: such rows are used once.
     forward = [direction != "backward" or a == b for direction, (a, b) in zip(chosen, sides, strict=True)]
     backward = [direction != "forward" and a != b for direction, (a, b) in zip(chosen, sides, strict=True)]

@@ -33,11 +33,15 @@ _SPACE = np.zeros(256, np.bool_)
 _SPACE[[0x20, 0x0A, 0x0D, 0x09, 0x0B, 0x0C, 0x00]] = True
 _LABEL = np.frombuffer(b"__label__", np.uint8).copy()
 _END = np.frombuffer(b"</s>", np.uint8).copy()
+_END_HASH = np.uint64(0xD79C9359)
+_NAME_OFFSET, _NAME_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+_END_NAME = np.uint64(0x7BD4011AD427EA99)
 # fastText adds this to every probability before it takes the logarithm, so that it shows in what it reports.
 _SHIFT = 1e-5
 _GRID = np.arange(513, dtype=np.float32) * np.float32(16) / np.float32(512) - np.float32(8)
 _SIGMOID = (1.0 / (1.0 + np.exp(-_GRID).astype(np.float64))).astype(np.float32)
 _MEMO = 1 << 14  # words remembered in one call
+_SPARE = 512
 _BATCH = 2048  # row numbers gathered before the rows are added
 
 
@@ -177,12 +181,89 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
                 hidden[k] += dense[row, k]
 
 
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _row(model: Arrays, key: Int) -> Int:
+    """The row of an n-gram's bucket, or -1 where it was pruned."""
+    if not model.pruned:
+        return model.words + key
+    if not (model.seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
+        return np.int64(-1)
+    return np.int64(model.words + model.rows[_key_slot(model.keys, key)])
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _word_rows(
+    model: Arrays, word: U8, length: int, value: np.uint64, batch: I32, filled: int, hidden: F32
+) -> tuple[int, int]:
+    """Appends the rows of `<word>`, whose last letter is at `length - 1`, to the `filled` ones in `batch`.
+
+    Returns how many `batch` holds then, and how many had to be added to `hidden` to make room; both -1 for a label.
+    """
+    bucket, maxn = model.bucket, model.maxn
+    entry = model.slots[_find(model.text, model.starts, model.ends, model.slots, word, 1, length, value)]
+    if entry >= model.words:
+        return -1, -1
+    if entry < 0 and length >= 10:
+        k = 0
+        while k < 9 and word[1 + k] == _LABEL[k]:
+            k += 1
+        if k == 9:
+            return -1, -1
+    if entry >= 0:
+        batch[filled] = entry
+        filled += 1
+    added = 0
+    if maxn <= 0 or (value == _END_HASH and _is_end(word, 1, length)):
+        return filled, added
+    # h % bucket without a division, for h < 2**32: the quotient comes out right or one too small.
+    shift = 32
+    while bucket >> (shift - 31):
+        shift += 1
+    reciprocal, turn, modulus = np.uint64((1 << shift) // bucket), np.uint64(shift), np.uint64(bucket)
+    word[length] = 62
+    for i in range(length + 1):
+        if word[i] & 0xC0 == 0x80:
+            continue
+        gram = _FNV_OFFSET
+        j = i
+        for n in range(1, maxn + 1):
+            if j > length:
+                break
+            gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
+            j += 1
+            while j <= length and word[j] & 0xC0 == 0x80:
+                gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
+                j += 1
+            if n < model.minn or (n == 1 and (i == 0 or j == length + 1)):
+                continue
+            key = np.int64(gram - ((gram * reciprocal) >> turn) * modulus)
+            if key >= bucket:
+                key -= bucket
+            row = _row(model, key)
+            if row >= 0:
+                batch[filled] = row
+                filled += 1
+        if filled >= _BATCH + _SPARE:
+            _add_rows(model.dense, model.codes, model.norms, model.centroids, batch, filled, hidden)
+            added += filled
+            filled = 0
+    return filled, added
+
+
 @numba.njit(cache=True, nogil=True)
+def _is_end(data: U8, start: Int, end: Int) -> bool:
+    same = end - start == 4
+    for k in range(4):
+        same = same and data[start + k] == _END[k]
+    return same
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def _average(
     model: Arrays,
     data: U8,
-    start: int,
-    end: int,
+    start: Int,
+    end: Int,
     word: U8,
     hashes: I32,
     batch: I32,
@@ -192,115 +273,69 @@ def _average(
 ) -> int:
     """Sets `hidden` to the mean of the rows of the line's features and returns their number.
 
-    Words of up to 30 bytes are remembered with their rows: `memo` holds the word, `memo_rows` how many rows and which.
+    `memo` remembers words and their rows from line to line, one a slot: a 64-bit hash that stands for the word (two words
+    meet in it once in 2**64), fastText's own hash and the number of rows, and the rows, two in each of the numbers behind.
     """
-    minn, maxn, words, bucket, pruned = model.minn, model.maxn, model.words, model.bucket, model.pruned
-    text, starts, ends, slots = model.text, model.starts, model.ends, model.slots
-    keys, rows, seen = model.keys, model.rows, model.seen
     dense, codes, norms, centroids = model.dense, model.codes, model.norms, model.centroids
-    # h % bucket without a division, for h < 2**32: the quotient comes out right or one too small.
-    shift = 32
-    while bucket >> (shift - 31):
-        shift += 1
-    reciprocal = np.uint64((1 << shift) // bucket if bucket else 0)
-    turn = np.uint64(shift)
-    modulus = np.uint64(bucket)
-    head = word[:32].view(np.uint64)
-    hidden[:] = np.float32(0)
+    room = memo_rows.shape[1] - 4
+    for k in range(hidden.size):
+        hidden[k] = 0
     features, filled, tokens = 0, 0, 0
     position = start
     last = False
     while not last:
-        # The next token, as `<token>` in `word`; the line's end is the token </s>.
         while position < end and _SPACE[data[position]]:
             position += 1
-        for k in range(4):
-            head[k] = 0
-        word[0] = 60
-        length = 1
-        value = _FNV_OFFSET
-        while position < end and not _SPACE[data[position]]:
+        begin = position
+        name = _NAME_OFFSET
+        while position < end:
             byte = data[position]
-            word[length] = byte
-            value = ((value ^ _SIGNED[byte]) * _FNV_PRIME) & _LOW
-            length += 1
+            if _SPACE[byte]:
+                break
+            name = (name ^ np.uint64(byte)) * _NAME_PRIME
             position += 1
-        if length == 1:
-            for k in range(4):
-                word[1 + k] = _END[k]
-                value = ((value ^ _SIGNED[_END[k]]) * _FNV_PRIME) & _LOW
-            length = 5
-        last = length == 5 and word[1] == _END[0] and word[2] == _END[1] and word[3] == _END[2] and word[4] == _END[3]
-        slot = np.int64(value) & (memo.shape[0] - 1)
-        short = length <= 31
-        if short:
-            known = memo_rows[slot, 0]
-            for k in range(4):
-                if memo[slot, k] != head[k]:
-                    known = -1
-            if known >= 0:
-                hashes[tokens] = np.int32(np.uint32(value))
-                tokens += 1
-                for k in range(known):
-                    batch[filled + k] = memo_rows[slot, 1 + k]
-                filled += known
-                if filled >= _BATCH:
-                    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
-                    features += filled
-                    filled = 0
+        if position == begin:  # the line's end is the token </s>; as a word of the text it ends the line, too
+            last, name = True, _END_NAME
+        elif name == _END_NAME:
+            last = _is_end(data, begin, position)
+        slot = np.int64((name ^ (name >> np.uint64(29))) & np.uint64(memo.shape[0] - 1))
+        if memo[slot, 0] == name:
+            count = memo_rows[slot, 3]
+            if room == 12:  # copied whole, without a branch
+                for k in range(12):
+                    batch[filled + k] = memo_rows[slot, 4 + k]
+            else:
+                for k in range(count):
+                    batch[filled + k] = memo_rows[slot, 4 + k]
+            filled += count
+            hashes[tokens] = memo_rows[slot, 2]
+            tokens += 1
+        else:
+            length = 1
+            value = _FNV_OFFSET
+            for k in range(begin, position):
+                word[length] = data[k]
+                value = ((value ^ _SIGNED[data[k]]) * _FNV_PRIME) & _LOW
+                length += 1
+            if length == 1:
+                for k in range(4):
+                    word[1 + k] = _END[k]
+                value, length = _END_HASH, 5
+            word[0] = 60
+            before = filled
+            filled, added = _word_rows(model, word, length, value, batch, filled, hidden)
+            if filled < 0:
+                filled = before
                 continue
-        entry = slots[_find(text, starts, ends, slots, word, 1, length, value)]
-        if entry >= words:
-            continue
-        if entry < 0 and length >= 10:
-            k = 0
-            while k < 9 and word[1 + k] == _LABEL[k]:
-                k += 1
-            if k == 9:
-                continue
-        hashes[tokens] = np.int32(np.uint32(value))
-        tokens += 1
-        before = filled
-        if entry >= 0:
-            batch[filled] = entry
-            filled += 1
-        if maxn > 0 and not last:
-            word[length] = 62
-            for i in range(length + 1):
-                if word[i] & 0xC0 == 0x80:
-                    continue
-                gram = _FNV_OFFSET
-                j = i
-                for n in range(1, maxn + 1):
-                    if j > length:
-                        break
-                    gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
-                    j += 1
-                    while j <= length and word[j] & 0xC0 == 0x80:
-                        gram = ((gram ^ _SIGNED[word[j]]) * _FNV_PRIME) & _LOW
-                        j += 1
-                    if n < minn or (n == 1 and (i == 0 or j == length + 1)):
-                        continue
-                    key = np.int64(gram - ((gram * reciprocal) >> turn) * modulus)
-                    if key >= bucket:
-                        key -= bucket
-                    if not pruned:
-                        batch[filled] = words + key
-                        filled += 1
-                    elif (seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
-                        batch[filled] = words + rows[_key_slot(keys, key)]
-                        filled += 1
-                if filled >= _BATCH and not short:
-                    _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
-                    features += filled
-                    filled = 0
-            word[length] = 0
-        if short and filled - before < memo_rows.shape[1]:
-            memo_rows[slot, 0] = filled - before
-            for k in range(4):
-                memo[slot, k] = head[k]
-            for k in range(filled - before):
-                memo_rows[slot, 1 + k] = batch[before + k]
+            features += added
+            hashes[tokens] = np.int32(np.uint32(value))
+            if not added and filled - before <= room:
+                memo[slot, 0] = name
+                memo_rows[slot, 2] = hashes[tokens]
+                memo_rows[slot, 3] = filled - before
+                for k in range(filled - before):
+                    memo_rows[slot, 4 + k] = batch[before + k]
+            tokens += 1
         if filled >= _BATCH:
             _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
             features += filled
@@ -310,12 +345,9 @@ def _average(
             chain = np.uint64(np.int64(hashes[i]))
             for j in range(i + 1, min(tokens, i + model.word_ngrams)):
                 chain = chain * np.uint64(116049371) + np.uint64(np.int64(hashes[j]))
-                key = np.int64(chain % np.uint64(bucket))
-                if not pruned:
-                    batch[filled] = words + key
-                    filled += 1
-                elif (seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
-                    batch[filled] = words + rows[_key_slot(keys, key)]
+                row = _row(model, np.int64(chain % np.uint64(model.bucket)))
+                if row >= 0:
+                    batch[filled] = row
                     filled += 1
                 if filled >= _BATCH:
                     _add_rows(dense, codes, norms, centroids, batch, filled, hidden)
@@ -360,7 +392,8 @@ def _probabilities(
 ) -> None:
     """out[i] = the probability of label i as fastText reports it; `out` has
     room for as many again: the tree's inner nodes."""
-    x[:] = np.float32(0)
+    for k in range(x.size):
+        x[k] = 0
     for j in range(weights.shape[0]):
         h = hidden[j]
         for k in range(x.size):
@@ -463,9 +496,9 @@ def predict_rows(
         longest = max(longest, offsets[i + 1] - offsets[i])
     word = np.empty(longest + 40, np.uint8)
     hashes = np.empty(longest // 2 + 4, np.int32)
-    batch = np.empty(_BATCH + 40 * (model.maxn + 1), np.int32)
-    memo = np.zeros((_MEMO, 4), np.uint64)
-    memo_rows = np.zeros((_MEMO, 16 if model.pruned else 64), np.int32)
+    batch = np.empty(_BATCH + _SPARE + model.maxn + 16, np.int32)
+    memo = np.zeros((_MEMO, 8 if model.pruned else 32), np.uint64)
+    memo_rows = memo.view(np.int32)
     width = model.centroids.shape[0] * model.centroids.shape[2] if model.codes.size else model.dense.shape[1]
     hidden = np.empty(width, np.float32)
     outputs = model.weights.shape[1]
@@ -513,7 +546,8 @@ def predict_rows(
         of_own[i] = mine
         of_other[i] = theirs
         if mine < below[i]:
-            sums[:] = 0
+            for k in range(labels):
+                sums[k] = 0
             for k in range(labels):
                 sums[clusters[k]] += p[k]
             for k in range(first[own[i]], first[own[i] + 1]):

@@ -36,6 +36,8 @@ _HIERARCHICAL, _NEGATIVE, _SOFTMAX, _ONE_VS_ALL = 1, 2, 3, 4
 _SUPERVISED = 3
 # A quantised matrix up to this many bytes is expanded when it is read: the kernel then adds whole rows.
 _EXPAND_BELOW = 256 << 20
+# A larger dense matrix stays mapped, so that processes share it.
+_COPY_BELOW = 64 << 20
 
 
 class Model(NamedTuple):
@@ -88,7 +90,7 @@ class _Matrix(NamedTuple):
 
 
 def read_model(path: str) -> Model:
-    """Reads the model at `path`. A dense input matrix stays in the file, mapped, so that processes share it.
+    """Reads the model at `path`. A large dense matrix stays in the file, mapped, so that processes share it.
 
     Raises:
         InputError: the file is missing, not a supervised fastText model, or damaged.
@@ -106,12 +108,14 @@ def read_model(path: str) -> Model:
         raise reader.bad(f"a fastText model with the unknown loss {loss}")
     if version == 11:  # supervised models of that version were trained without character n-grams
         maxn = 0
-    if not (0 < dim < 1 << 16 and word_ngrams >= 0 and bucket >= 0 and (bucket or (maxn <= 0 and word_ngrams < 2))):
+    hashed = maxn > 0 or word_ngrams > 1
+    if not (0 < dim < 1 << 16 and maxn < 1 << 10 and bucket >= (1 if hashed else 0)):
         raise reader.bad("the header holds impossible values")
 
     size, words, labels, _, pruned = reader.values("3i2q", "dictionary")
-    if not (0 < labels <= size and words >= 0 and words + labels == size and -1 <= pruned <= bucket):
-        raise reader.bad("the dictionary holds impossible sizes")
+    fits = 10 * size <= reader.raw.size  # an entry takes ten bytes at least
+    if not (fits and 0 < labels <= size and words >= 0 and words + labels == size and -1 <= pruned <= max(bucket, 0)):
+        raise reader.bad("the dictionary holds impossible sizes: it is truncated or damaged")
     starts, ends, counts = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
     kinds = np.empty(size, np.uint8)
     begin = reader.position
@@ -127,7 +131,7 @@ def read_model(path: str) -> Model:
     if pruned >= 0 and inputs.dense.size:
         raise reader.bad("the model is pruned but not quantised, which fastText does not allow")
     outputs = _read_matrix(reader, "output matrix")
-    ngrams = 0 if maxn <= 0 and word_ngrams < 2 else bucket if pruned < 0 else pruned
+    ngrams = 0 if not hashed else bucket if pruned < 0 else pruned
     if inputs.columns != dim or outputs.columns != dim or inputs.rows < words + ngrams or outputs.rows != labels:
         raise reader.bad("the matrices do not fit the dictionary")
     if pairs.size and not (pairs.min() >= 0 and pairs[:, 0].max() < bucket and pairs[:, 1].max() < inputs.rows - words):
@@ -142,7 +146,10 @@ def read_model(path: str) -> Model:
     starts -= begin
     ends -= begin
     names = [bytes(text[a:b]) for a, b in zip(starts[words:], ends[words:], strict=True)]
-    left, right = _huffman(counts[words:]) if loss == _HIERARCHICAL else (np.zeros(0, np.int32), np.zeros(0, np.int32))
+    tree = _huffman(counts[words:]) if loss == _HIERARCHICAL else (np.zeros(0, np.int32), np.zeros(0, np.int32))
+    if tree is None:
+        raise reader.bad("the dictionary's label counts are damaged")
+    left, right = tree
     bits = max(4, math.ceil(math.log2(2 * size + 1)))
     slots = index_words(text, starts, ends, np.full(1 << bits, -1, np.int32))
     bits = max(4, math.ceil(math.log2(2 * len(pairs) + 1)))
@@ -182,7 +189,7 @@ def _map(path: str) -> U8:
         with Path(path).open("rb") as file:
             if Path(path).stat().st_size == 0:
                 return np.zeros(0, np.uint8)
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
@@ -202,6 +209,8 @@ def _read_matrix(reader: _Reader, what: str) -> _Matrix:
         if rows < 0 or columns <= 0:
             raise reader.bad(f"the {what} is damaged")
         dense = reader.floats(rows * columns, what).reshape(rows, columns)
+        if dense.nbytes < _COPY_BELOW:  # also aligns it, which the kernel would be compiled for apart
+            dense = dense.copy()
         return _Matrix(
             rows, columns, dense, none.reshape(0, 0), np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
         )
@@ -237,8 +246,9 @@ def _expand(matrix: _Matrix) -> F32:
     return np.ascontiguousarray(wide * matrix.norms[:, None])
 
 
-def _huffman(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The children of the n - 1 inner nodes of the label tree, built as the trainer builds it; inner node i has number n + i."""
+def _huffman(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+    """The children of the n - 1 inner nodes of the label tree, built as the trainer builds it; inner node i has number n + i.
+    None where the counts make no tree."""
     n = counts.size
     weight = np.full(2 * n - 1, 10**15, np.int64)
     weight[:n] = counts
@@ -253,6 +263,8 @@ def _huffman(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.
             else:
                 chosen.append(node)
                 node += 1
+        if max(chosen) >= n + i:
+            return None
         left[i], right[i] = chosen
         weight[n + i] = weight[chosen[0]] + weight[chosen[1]]
     return left, right

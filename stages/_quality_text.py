@@ -109,21 +109,21 @@ def _sounds(character: str) -> list[int]:
     return [_CONSONANTS[c] for c in spelt if c in _CONSONANTS][:3]
 
 
-def plan(language: str, fine: bool) -> I32:
+def plan(language: str, level: int) -> I32:
     """How words of each class of characters become tokens.
 
     Args:
         language: a canonical code.
-        fine: with more and smaller pieces, for corpora that are too small to show most words twice.
+        level: 0 has the fewest pieces; 1 and 2 add smaller ones, for corpora too small to show most words twice.
 
     Returns:
         int32 of shape (7, 3): by class, whether the whole word is a token; lengths of prefixes; lengths of n-grams (a set bit
         k stands for length k).
     """
     out = np.zeros((7, 3), np.int32)
-    pieces = (1 << 4 | 1 << 6) if fine else 1 << 4
-    # English has little inflection: its trigrams cost more than they tell.
-    out[LETTER] = (1, pieces, 1 << 3 if fine and language_of(language) != "en" else 0)
+    # English has little inflection: its trigrams tell less than those of other languages.
+    trigrams = level == 2 or (level == 1 and language_of(language) != "en")
+    out[LETTER] = (1, 1 << 4 | (1 << 6 if level else 0), 1 << 3 if trigrams else 0)
     out[HANGUL] = (1, 1 << 1 | 1 << 2, 1 << 2)
     out[IDEOGRAPH] = (0, 0, 1 << 1 | 1 << 2)
     out[CLUSTER] = (0, 0, 1 << 3)
@@ -196,7 +196,9 @@ def decode(data: U8, start: int, end: int, out: U32) -> int:
         else:
             if i + 3 >= end:
                 break
-            middle = ((np.uint32(data[i + 1]) & low) << np.uint32(12)) | ((np.uint32(data[i + 2]) & low) << np.uint32(6))
+            middle = ((np.uint32(data[i + 1]) & low) << np.uint32(12)) | (
+                (np.uint32(data[i + 2]) & low) << np.uint32(6)
+            )
             out[n] = ((b & np.uint32(0x07)) << np.uint32(18)) | middle | (np.uint32(data[i + 3]) & low)
             i += 4
         n += 1
@@ -207,13 +209,14 @@ def decode(data: U8, start: int, end: int, out: U32) -> int:
 def _hash(points: U32, start: int, end: int, salt: np.uint64) -> np.uint64:
     state = salt
     for i in range(start, end):
-        state = mix64(state ^ np.uint64(points[i])) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ np.uint64(points[i])) * np.uint64(0x9E3779B97F4A7C15)
+        state ^= state >> np.uint64(32)
     return mix64(state)
 
 
 @numba.njit(cache=True, nogil=True)
-def _class(point: np.uint32, classes: U8) -> int:
-    return np.int64(classes[point]) if point < _POINTS else IDEOGRAPH
+def _class(point: np.uint32, classes: U8) -> np.int64:
+    return np.int64(classes[point]) if point < _POINTS else np.int64(IDEOGRAPH)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -226,7 +229,9 @@ def _mark(point: np.uint32, counts: I64) -> None:
     elif p == 0x21 or p == 0xFF01:
         counts[EXCLAMATIONS] += 1
         counts[FINAL] = EXCLAMATION
-    elif p == 0x2E or p == 0x3002 or p == 0x964 or p == 0xFF0E or p == 0x6D4 or p == 0x2026 or p == 0x104B or p == 0x17D4:
+    elif (
+        p == 0x2E or p == 0x3002 or p == 0x964 or p == 0xFF0E or p == 0x6D4 or p == 0x2026 or p == 0x104B or p == 0x17D4
+    ):
         counts[FINAL] = STOP
     elif p == 0x2C or p == 0x3001 or p == 0xFF0C or p == 0x60C:
         counts[COMMAS] += 1
@@ -299,9 +304,10 @@ def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def scan(cut: Cut, n: int, classes: U8, folded: U32, sounds: U8, plan: I32) -> None:
+def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
     """Fills the room of a side from its n code points in `cut.points`, which are folded in place."""
     points, counts = cut.points, cut.counts
+    classes, folded, sounds = tables.classes, tables.folded, tables.sounds
     counts[:] = 0
     cut.ends[0] = 0
     i = 0
@@ -333,7 +339,7 @@ def scan(cut: Cut, n: int, classes: U8, folded: U32, sounds: U8, plan: I32) -> N
             i += 1
         length = w - start
         counts[N_LETTERS] += length
-        if c == LETTER or c == HANGUL:
+        if c in (LETTER, HANGUL):
             mark = (CAPITAL if capital else 0) | (INITIAL if initial else 0)
             _name(cut, start, w, mark, sounds)
             if capital and not initial:

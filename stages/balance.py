@@ -138,11 +138,6 @@ class Plan:
         """The plan as JSON's types."""
         return asdict(self)
 
-    def widened(self, factor: float) -> Plan:
-        """A plan whose targets are larger by a factor: for a choice by estimates, within which to choose exactly."""
-        targets = {pair: int(target * factor) + 1 if target else 0 for pair, target in self.targets.items()}
-        return Plan(self.budget, targets, self.wanted, self.available, self.short, self.missing)
-
 
 def balance(
     table: pa.Table,
@@ -311,16 +306,16 @@ def _keyed(settings: Mapping[str, float], pair: str) -> str | None:
     """The key under which a setting by language or pair has the value for this pair, None if it has none."""
     keys = {_canonical_key(key): key for key in settings if key != "default"}
     a, b = pair.split("-")
-    wanted = [pair, "-".join(codes.order_pair(a, b))]
+    wanted = [pair, "-".join(codes.order_pair(a, b)), "-".join(codes.order_pair(*map(codes.canonical, (a, b))))]
     if codes.language_of(a) == "en":
-        wanted += [b, codes.language_of(b)]
+        wanted += [b, codes.canonical(b), codes.language_of(b)]
     return next((keys[key] for key in wanted if key in keys), "default" if "default" in settings else None)
 
 
 def _canonical_key(key: str) -> str:
     if "-" not in key:
-        return codes.canonical(key)
-    return "-".join(codes.order_pair(*map(codes.canonical, codes.parse_pair(key))))
+        return codes.explicit(key)
+    return "-".join(codes.order_pair(*codes.parse_pair(key)))
 
 
 def _floor(pair: str, settings: BalanceSettings) -> int:

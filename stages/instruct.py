@@ -35,7 +35,6 @@ __all__ = [
     "CardFacts",
     "InstructSettings",
     "PairFacts",
-    "admissible",
     "card",
     "format_examples",
     "instruct",
@@ -149,12 +148,6 @@ def screen(table: pa.Table, settings: InstructSettings) -> npt.NDArray[np.uint8]
             tokens |= _tokens.border_mask(table[side], before, after, settings.forbidden)
         blank |= (_text.series(table[side]).str.strip_chars().str.len_bytes() == 0).to_numpy()
     return np.where(tokens, 1, np.where(blank, 2, 0)).astype(np.uint8)
-
-
-def admissible(table: pa.Table, settings: InstructSettings) -> npt.NDArray[np.bool_]:
-    """Which of n rows the stage takes, shape (n,): those that `screen` does not refuse."""
-    mask: npt.NDArray[np.bool_] = screen(table, settings) == 0
-    return mask
 
 
 def validation_mask(keys: U64 | pa.Table, n: int, seed: int) -> npt.NDArray[np.bool_]:

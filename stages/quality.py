@@ -94,12 +94,15 @@ class QualitySettings(StageSettings):
         if self.threshold is not None and self.quantile is not None:
             raise ValueError("give threshold or quantile, not both")
         if self.scorer == "comet" and self.model is None:
-            raise ValueError("the comet scorer needs a model, as in model = \"Unbabel/wmt22-cometkiwi-da\"")
+            raise ValueError('the comet scorer needs a model, as in model = "Unbabel/wmt22-cometkiwi-da"')
         return self
 
 
 def quality(
-    table: pa.Table, settings: QualitySettings = QualitySettings(), states: Mapping[str, bytes] | None = None, seed: int = 1
+    table: pa.Table,
+    settings: QualitySettings = QualitySettings(),
+    states: Mapping[str, bytes] | None = None,
+    seed: int = 1,
 ) -> Outcome:
     """Scores rows and drops those below their pair's cut-off.
 
@@ -114,10 +117,12 @@ def quality(
     """
     if not settings.enabled:
         return split(table, np.zeros(table.num_rows, np.uint8), [])
-    names, codes = _pairs_of(table)
+    names, codes = pairs_of(table)
     if states is None:
         states = {
-            name: prepare(table.filter(pa.array(codes == k)), settings, seed) for k, name in enumerate(names) if learns(settings)
+            name: prepare(table.filter(pa.array(codes == k)), settings, seed)
+            for k, name in enumerate(names)
+            if learns(settings)
         }
     scores = open_scorer(settings, states).score(table)
     verdict = np.zeros(table.num_rows, np.uint8)
@@ -235,9 +240,8 @@ def with_scores(table: pa.Table, scores: F32) -> pa.Table:
 
 
 def _rule(settings: QualitySettings, pair: str) -> PairSettings | None:
-    a, b = parse_pair(pair)
     for name, rule in settings.pair.items():
-        x, y = parse_pair(name)
+        (a, b), (x, y) = parse_pair(pair), parse_pair(name)
         if (matches(x, a) and matches(y, b)) or (matches(x, b) and matches(y, a)):
             return rule
     if settings.threshold is not None:
@@ -247,15 +251,12 @@ def _rule(settings: QualitySettings, pair: str) -> PairSettings | None:
     return PairSettings(threshold=_LEXICAL_THRESHOLD) if settings.scorer == "lexical" else None
 
 
-def _pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
+def pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Names of the pairs in a table, sorted, and the place of each row's pair among them."""
     if table.num_rows == 0:
         return [], np.zeros(0, np.int64)
-    sides = [pc.fill_null(table[name].cast(pa.string()), "") for name in ("src_lang", "tgt_lang")]
-    joined = pc.binary_join_element_wise(*sides, "-").combine_chunks()
-    if isinstance(joined, pa.ChunkedArray):
-        joined = pa.concat_arrays(joined.chunks)
-    encoded = joined.dictionary_encode()
+    sides: list[Any] = [table[name].cast(pa.string()).combine_chunks() for name in ("src_lang", "tgt_lang")]
+    encoded: Any = pc.binary_join_element_wise(*(side.fill_null("") for side in sides), "-").dictionary_encode()
     found = encoded.dictionary.to_pylist()
     order = sorted(range(len(found)), key=found.__getitem__)
     place = np.empty(len(found), np.int64)
@@ -273,7 +274,7 @@ class _ColumnScorer:
                 f"quality.column = {self._column!r}: the rows have no such column. Name one of {', '.join(table.column_names)}."
             )
         try:
-            values = table[self._column].cast(pa.float32(), safe=False)
+            values: Any = table[self._column].cast(pa.float32(), safe=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise SettingsError(f"quality.column = {self._column!r}: the column does not hold numbers.") from None
         return np.asarray(values.fill_null(float("nan")).to_numpy(), np.float32)
@@ -296,7 +297,8 @@ class _FunctionScorer:
     def score(self, table: pa.Table) -> F32:
         answer = self._function(table)
         if isinstance(answer, pa.Array | pa.ChunkedArray):
-            answer = answer.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
+            column: Any = answer
+            answer = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
         try:
             scores = np.asarray(answer, np.float32)
         except (TypeError, ValueError):

@@ -433,3 +433,134 @@ def test_hostile_text_is_kept_out_or_harmless(tmp_path: Path) -> None:
                 assert "<|" not in turn["content"]
                 assert "[INST]" not in turn["content"]
                 assert "<<SYS>>" not in turn["content"]
+
+
+OFF = [f"{stage}.enabled=false" for stage in ("clean", "langid", "dedup", "quality")]
+
+
+def test_other_pairs_of_rows_that_name_their_own_languages(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"src": f"line {i}", "tgt": f"zeile {i}", "src_lang": "en", "tgt_lang": ("de", "nl")[i % 2]} for i in range(20)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    for pairs, count in (("['en-de', 'en-nl']", 20), ("['en-de']", 10), ("['nl-en', 'de-en']", 20)):
+        loaded = load_recipe(None, sources=[f"jsonl={file}"], overrides=[*OFF, f"source.0.pairs={pairs}"])
+        assert run(loaded, out).accounts.kept() == count
+
+
+def test_a_changed_line_of_a_users_function_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "changing.py"
+    body = "def keep(table, options):\n    n = {n}\n    import pyarrow as pa\n    lost = table.slice(n)\n    return table.slice(0, n), lost.append_column('reason', pa.repeat('late', lost.num_rows))\n"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "x.en-de.tsv"
+    file.write_text("".join(f"line {i}\tzeile {i}\n" for i in range(20)))
+    for n in (5, 8):
+        module.write_text(body.replace("{n}", str(n)))
+        sys.modules.pop("changing", None)
+        loaded = load_recipe(None, sources=[f"tsv={file}"], overrides=[*OFF, "stage=[{function='changing:keep'}]"])
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        assert run(loaded, tmp_path / "out").accounts.kept() == n
+
+
+def test_a_users_stage_may_not_double_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "doubling.py").write_text(
+        "import pyarrow as pa\ndef first(table, options):\n"
+        "    none = table.slice(0, 0).append_column('reason', pa.array([], pa.string()))\n"
+        "    return table.take([0] * table.num_rows), none\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "x.en-de.tsv"
+    file.write_text("one\teins\ntwo\tzwei\n")
+    loaded = load_recipe(None, sources=[f"tsv={file}"], overrides=[*OFF, "stage=[{function='doubling:first'}]"])
+    with pytest.raises(RunError, match="not those it was given"):
+        run(loaded, tmp_path / "out")
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.en-de.tsv"
+    file.write_text("one\teins\n")
+    song = tmp_path / "out" / "mix" / "song.wav"
+    song.parent.mkdir(parents=True)
+    song.write_text("la la la")
+    with pytest.raises(RunError, match="no run's"):
+        run(load_recipe(None, sources=[f"tsv={file}"]), tmp_path / "out")
+    assert song.read_text() == "la la la"
+
+
+def test_names_of_sources_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    for name in ("../x", "a/b", ".hidden", ""):
+        with pytest.raises(CorpusprepError, match="name"):
+            load_recipe(None, sources=["tsv=x.tsv"], overrides=[f"source.0.name='{name}'"])
+
+
+def test_reading_dev_does_not_protect_against_train(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=60, shards=0)
+    folder = data / "opus/supervised/de-en"
+    for code in ("en", "de"):
+        lines = (folder / f"opus.de-en-train.{code}").read_text(encoding="utf-8").split("\n")
+        (folder / f"opus.de-en-dev.{code}").write_text("\n".join(lines[20:50]) + "\n", encoding="utf-8")
+    loaded = load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=["source.0.splits=['dev']"])
+    run(loaded, tmp_path / "out")
+    assert "dedup.evaluation" not in rejects(tmp_path / "out")["reason"].to_list()
+    assert mix(tmp_path / "out").height > 40
+
+
+def test_damaged_evaluation_text_stops_the_run(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=60, shards=0)
+    folder = data / "opus/supervised/de-en"
+    (folder / "opus.de-en-test.en").write_bytes(b"fine\n\xff\xfe\n")
+    (folder / "opus.de-en-test.de").write_bytes(b"gut\nschlecht\n")
+    loaded = load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=["source.0.on_error=keep"])
+    with pytest.raises(InputError, match="protect = false"):
+        run(loaded, tmp_path / "out")
+
+
+def test_settings_of_a_pair_with_a_script(tmp_path: Path) -> None:
+    file = tmp_path / "eng_Latn-srp_Cyrl"
+    file.write_text("".join(f"line number {i}\tред број {i}\t1.1\t1\t1\ta\tb\tc\td\n" for i in range(30)))
+    for written in ("en-sr_Cyrl", "srp_Cyrl-eng_Latn"):
+        loaded = load_recipe(
+            None, sources=[f"nllb={file}"],
+            overrides=[*OFF, "source.0.pairs=['eng_Latn-srp_Cyrl']", "balance.method=shares", "balance.budget=500",
+                       f"balance.shares={{'{written}'=1.0}}", f"instruct.directions={{'{written}'='forward'}}"],
+        )  # fmt: skip
+        result = run(loaded, tmp_path / "out")
+        assert result.manifest is not None
+        assert result.manifest["tokens"]["plan"]["short"] == {}
+        wanted = {"en-sr_Cyrl"} if written.startswith("en") else {"sr_Cyrl-en"}
+        assert set(mix(tmp_path / "out")["direction"]) == wanted
+
+
+def test_until_clean_runs_clean_alone(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=60, shards=0)
+    loaded = load_recipe(None, sources=[f"opus100={data / 'opus'}"])
+    result = run(loaded, tmp_path / "out", until="clean")
+    assert {stage for stage, _, _ in result.accounts.dropped} == {"clean"}
+    upto = run(loaded, tmp_path / "out", until="quality")
+    whole = run(loaded, tmp_path / "out")
+    counts = [
+        {k: n for k, n in r.accounts.dropped.items() if k[0] in ("clean", "quality", "dedup")} for r in (upto, whole)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_the_manifest_tells_of_the_recipe_that_was_run(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=60, shards=0)
+    out = tmp_path / "out"
+    run(load_recipe(None, sources=[f"opus100={data / 'opus'}"]), out)
+    run(load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=["balance.budget=100_000_000"]), out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["recipe"]["balance"]["budget"] == 100_000_000
+
+
+def test_a_part_that_lost_its_bytes_is_made_again(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(rows=60, shards=1), tmp_path / "out"
+    run(recipe(data), out)
+    before = digests(out)
+    for kind in ("balance", "tokens", "dedup"):
+        next((out / "parts" / kind).iterdir()).write_bytes(b"")
+    (out / "manifest.json").unlink()
+    run(recipe(data), out)
+    assert digests(out) == before

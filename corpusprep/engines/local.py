@@ -63,8 +63,8 @@ class LocalEngine:
         resources: Mapping[str, float] | None = None,
         ordered: bool = False,
     ) -> Iterator[R]:
-        """See `corpusprep.engines.Engine.map`; a GPU in `resources` bounds the workers by the GPUs there are."""
-        workers = min(self.workers, _gpus()) if resources and resources.get("gpu") else self.workers
+        """See `corpusprep.engines.Engine.map`; what asks for a GPU runs in this process, on the first one."""
+        workers = 1 if resources and resources.get("gpu") else self.workers
         if workers <= 1:
             return _inline(function, tasks, setup)
         return self._spread(function, iter(tasks), setup, workers, ordered)
@@ -93,7 +93,7 @@ class LocalEngine:
                     except StopIteration:
                         exhausted = True
                         break
-                    target.send((call, sent, task))
+                    self._send(target, (call, sent, task))
                     load[target] += 1
                     sent += 1
                 if exhausted and not any(load.values()):
@@ -134,7 +134,7 @@ class LocalEngine:
             if len(self._processes) <= len(load):
                 self._start(workers)
             connection = self._processes[len(load)][1]
-            connection.send((call, function, setup))
+            self._send(connection, (call, function, setup))
             load[connection] = 0
             return connection
         least = min(load, key=lambda c: load[c])
@@ -160,16 +160,25 @@ class LocalEngine:
         theirs.close()
         self._processes.append((process, ours))
 
+    def _send(self, connection: Connection, message: tuple[Any, ...]) -> None:
+        try:
+            connection.send(message)
+        except OSError:
+            raise self._death(connection) from None
+
+    def _death(self, connection: Connection) -> RunError:
+        process = next(p for p, c in self._processes if c is connection)
+        process.join(timeout=5)
+        return RunError(
+            f"A worker process ended by itself (exit code {process.exitcode}); most often it was killed for want of "
+            "memory. Start the run again with fewer workers or a smaller --memory: it goes on where it stopped."
+        )
+
     def _receive(self, connection: Connection) -> tuple[int, Any]:
         try:
             number, result, error, trace = connection.recv()
         except (EOFError, ConnectionError):
-            process = next(p for p, c in self._processes if c is connection)
-            process.join(timeout=5)
-            raise RunError(
-                f"A worker process ended by itself (exit code {process.exitcode}); most often it was killed for want "
-                "of memory. Start the run again with fewer workers or a smaller --memory: it goes on where it stopped."
-            ) from None
+            raise self._death(connection) from None
         if error is not None:
             if not isinstance(error, CorpusprepError):
                 error.add_note(f"In a worker:\n{trace}")
@@ -183,15 +192,6 @@ def _inline(function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], 
         if context is None:
             context = () if setup is None else (setup(),)
         yield function(*context, task)
-
-
-def _gpus() -> int:
-    try:
-        import torch
-    except ImportError:
-        return 1
-    count: int = torch.cuda.device_count()
-    return max(1, count)
 
 
 def _die_with(parent: Any) -> None:

@@ -59,7 +59,7 @@ class SourceSettings(Settings):
     path: str = Field(min_length=1)
     """File, folder or glob, on this machine or any URL that fsspec opens; for moses also the prefix to which `.en`
     and `.sw` are added, or an OPUS zip; for hub the name of a data set or its folder."""
-    name: str | None = Field(default=None, min_length=1)
+    name: str | None = Field(default=None, pattern=r"^[\w+][\w.+-]*$", max_length=80)
     """The source's name in the rows; the format where not given."""
     pairs: tuple[str, ...] = ()
     """Language pairs to read, in any codes and either order, as in `["en-de", "eng_Latn-swh_Latn"]`; all that are
@@ -221,10 +221,15 @@ class Source(ABC):
         return shards
 
     def evaluation(self) -> list[Shard]:
-        """The shards of the other splits, for the pairs asked for; none where `protect` is off."""
+        """The shards of the other splits but train, for the pairs asked for; none where `protect` is off."""
         if not self.settings.protect:
             return []
-        return [shard for each in self._all() if each.split not in self.settings.splits for shard in self._shard(each)]
+        return [
+            shard
+            for each in self._all()
+            if each.split != "train" and each.split not in self.settings.splits
+            for shard in self._shard(each)
+        ]
 
     def available(self) -> list[str]:
         """The pairs that the wanted splits hold, as in "en-de", whether asked for or not."""

@@ -174,11 +174,6 @@ def test_without_a_budget_everything_stays() -> None:
     assert made.to_dict()["budget"] is None
 
 
-def test_a_widened_plan() -> None:
-    made = plan({"en-de": PairCount(9, 1000), "en-sw": PairCount(0, 0)}, BalanceSettings(budget=100)).widened(1.2)
-    assert made.targets == {"en-de": 121, "en-sw": 0}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -396,21 +391,6 @@ def test_the_estimate() -> None:
     assert counter.count(texts).tolist()[2] > 100
     assert bytes_per_token("sr") > bytes_per_token("sr_Latn")  # Cyrillic has two bytes a letter
     assert all(1 < bytes_per_token(code) < 6 for code in ("en", "zh_Hant", "xh", "ka", "mni_Mtei", "uz_Cyrl", "arz"))
-
-
-def test_figures_fitted_on_a_sample(tokenizer: tuple[Path, Tokenizer]) -> None:
-    told = InstructSettings()
-    table = corpus({"sw": 300, "zh": 300, "te": 300}, seed=4)
-    exact = TokenCounter(BalanceSettings(tokenizer=str(tokenizer[0])))
-    fitted = exact.fitted(table.take(list(range(0, 900, 4))), told)
-    assert not fitted.exact
-    assert set(fitted.bytes_per_token) == {"en", "sw", "zh", "te", "template"}
-    for side in ("src", "tgt"):
-        for language in ("sw", "zh", "te"):
-            texts = table.filter(pa.array(np.array(table["tgt_lang"].to_pylist()) == language))[side]
-            named = "en" if side == "src" else language
-            assert fitted.count(texts, named).sum() == pytest.approx(exact.count(texts).sum(), rel=0.03)
-    assert fitted.count_rows(table, told, 1).sum() == pytest.approx(exact.count_rows(table, told, 1).sum(), rel=0.03)
 
 
 def test_a_tokenizer_that_cannot_be_had(tmp_path: Path) -> None:

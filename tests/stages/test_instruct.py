@@ -20,7 +20,6 @@ from corpusprep.stages.instruct import (
     CardFacts,
     InstructSettings,
     PairFacts,
-    admissible,
     card,
     format_examples,
     instruct,
@@ -277,7 +276,7 @@ def test_text_with_template_tokens_is_dropped(text: str) -> None:
 
 @pytest.mark.parametrize("text", ADMITTED)
 def test_ordinary_text_is_let_through(text: str) -> None:
-    assert admissible(table_of([(text, "sawa")]), InstructSettings()).tolist() == [True]
+    assert screen(table_of([(text, "sawa")]), InstructSettings()).tolist() == [0]
 
 
 def test_the_tokens_of_a_given_tokenizer_are_refused() -> None:
