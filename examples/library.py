@@ -55,7 +55,7 @@ def main() -> None:
     print(f"{table.num_rows} rows, of which {table['label'].to_pylist().count('clean')} are clean")
 
     table = show("clean", clean(table, CleanSettings(length_ratio=2.5)))
-    table = show("langid", langid(table, LangidSettings(evidence=0.4)))
+    table = show("langid", langid(table, LangidSettings(evidence=0.3)))
 
     settings = DedupSettings(max_distance=3)
     tests = [pa.array([BOOK.text(item, language) for item in EVALUATION]) for language in ("en", "de", "sw")]

@@ -117,7 +117,7 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
     for f in range(FOLDS):
         src_share, tgt_share = ((side.counts[:, f] / side.totals[f]).astype(np.float32) for side in (src, tgt))
         prob = train(links, src_rows, tgt_rows, folds, f, src_share, tgt_share, _ROUNDS)
-        values[:, f] = evidence.quantise(np.where(prob > 1e-4, prob, np.float32(0)))
+        values[:, f] = evidence.quantise(np.where(prob > 1e-3, prob, np.float32(0)))
     live = (values < 255).any(axis=(1, 2))
     starts = np.concatenate([[0], np.cumsum(live)])[links.starts].astype(np.int64)
     targets = links.targets[live]
@@ -289,7 +289,7 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
         for r in range(n):
             if w[r] == 0:
                 continue
-            s = beta[k]
+            s: float = beta[k]
             for c in range(k):
                 z[c] = (x[r, c] - mean[c]) * scale[c]
                 s += beta[c] * z[c]

@@ -26,7 +26,7 @@ from corpusprep.stage import Outcome, Settings, StageSettings, split
 F32 = npt.NDArray[np.float32]
 
 _BUILT_IN = ("lexical", "comet", "column")
-_LEXICAL_THRESHOLD = 0.3
+_LEXICAL_THRESHOLD = 0.25
 
 
 class PairSettings(Settings):
@@ -50,7 +50,7 @@ class QualitySettings(StageSettings):
     scorer: str = "lexical"
     """`lexical`, `comet`, `column`, or a function of yours as `module:function` (Arrow table in, one float a row out)."""
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.3, and the other scorers, whose scales
+    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.25, and the other scorers, whose scales
     differ, drop nothing."""
     quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Drop this share of each pair's rows, the lowest scores; in place of threshold."""
