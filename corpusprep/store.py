@@ -47,7 +47,10 @@ def code_version(*stages: str) -> str:
     files = [_PACKAGE / name for name in shared]
     for stage in stages:
         folder = {"sources": _PACKAGE / "sources", "output": _PACKAGE}.get(stage, _PACKAGE / "stages")
-        own = {"sources": ["*.py"], "output": ["output.py", "pipeline.py", "recipe.py", "report.py"]}
+        own = {
+            "sources": ["*.py"],
+            "output": ["output.py", "finishing.py", "budget.py", "judging.py", "recipe.py", "report.py"],
+        }
         pattern = own.get(stage, [f"{stage}.py", f"_{stage}_*.py"])
         files += sorted(path for glob in pattern for path in folder.glob(glob))
     state = hashlib.sha256()

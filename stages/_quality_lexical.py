@@ -289,7 +289,7 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
         for r in range(n):
             if w[r] == 0:
                 continue
-            s: float = beta[k]
+            s = float(beta[k])
             for c in range(k):
                 z[c] = (x[r, c] - mean[c]) * scale[c]
                 s += beta[c] * z[c]

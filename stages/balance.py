@@ -141,9 +141,9 @@ class Plan:
 
 def balance(
     table: pa.Table,
-    settings: BalanceSettings = BalanceSettings(),  # noqa: B008
+    settings: BalanceSettings = BalanceSettings(),
     seed: int = 1,
-    instruct: InstructSettings = InstructSettings(),  # noqa: B008
+    instruct: InstructSettings = InstructSettings(),
 ) -> Outcome:
     """Chooses rows of a table within the budget.
 

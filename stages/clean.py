@@ -163,7 +163,7 @@ _REPETITION_FROM = 60
 _LENGTH_SLACK = 5.0
 
 
-def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome:  # noqa: B008 - frozen
+def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome:
     """Normalises both sides of each pair and drops the pairs that fail a rule.
 
     Args:

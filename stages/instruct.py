@@ -106,7 +106,7 @@ class InstructSettings(StageSettings):
         return self
 
 
-def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), seed: int = 1) -> Outcome:  # noqa: B008
+def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), seed: int = 1) -> Outcome:
     """Makes a table of rows into shuffled examples.
 
     Args:

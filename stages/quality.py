@@ -226,9 +226,9 @@ def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -
 
 def model_files(settings: QualitySettings) -> list[Path]:
     """Local files whose content decides the scores."""
-    if settings.scorer != "comet" or settings.model is None or not Path(settings.model).exists():
+    if settings.scorer != "comet" or settings.model is None or not Path(settings.model).expanduser().exists():
         return []
-    path = Path(settings.model)
+    path = Path(settings.model).expanduser()
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
@@ -296,12 +296,12 @@ class _FunctionScorer:
 
     def score(self, table: pa.Table) -> F32:
         answer = self._function(table)
-        if isinstance(answer, pa.Array | pa.ChunkedArray):
-            column: Any = answer
-            answer = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
         try:
+            if isinstance(answer, pa.Array | pa.ChunkedArray):
+                column: Any = answer
+                answer = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
             scores = np.asarray(answer, np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, pa.ArrowException):
             raise SettingsError(f"quality.scorer = {self._name!r} must return one float a row.") from None
         if scores.shape != (table.num_rows,):
             raise SettingsError(
