@@ -98,7 +98,7 @@ def _sounds(character: str) -> list[int]:
         spelt = "" if first in ("sara", "mai", "vowel", "sign") else first
     elif "letter " in rest:
         # The name is the sound with a vowel after or before it (te, el, kaf); what comes later is the name's own.
-        spelt = rest.rpartition("letter ")[2]
+        spelt = rest.rpartition("letter ")[2].removeprefix("final ")
         spelt = spelt.rpartition(" ")[2] if script == "cyrillic" else spelt.partition(" ")[0]
         spelt = spelt[:1] if script == "georgian" else spelt  # an, en, in are its vowels
         spelt = "" if spelt.startswith(_SILENT) else "".join(c for c in spelt[:2] if c in _CONSONANTS)[:1]

@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Kernels compile at their first call, which no deadline should judge; on a build machine a run must be repeatable.
+settings.register_profile("corpusprep", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("corpusprep")
 
 ROOT = Path(__file__).parent.parent
 _WORDS = {
