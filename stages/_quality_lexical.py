@@ -40,7 +40,7 @@ _ROUNDS = 3  # of EM; more do not help
 _PAIRS = (40_000_000, 20_000_000, 10_000_000)
 _CONTRASTED = 20_000  # rows that the regressions see
 # Odds of a misaligned and a truncated row against a good one that the probability stands for.
-_PRIORS = (0.7, 0.3)
+_PRIORS = (0.7, 0.5)
 _RIDGE = 3.0
 _LEAST = 20  # rows below which nothing is learned, and no row is judged
 
@@ -160,7 +160,7 @@ def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: 
         ]
         model = model._replace(weights=np.stack(weights))
         evidence.judge(good, model.weights, p)
-        weight = np.where(p < 0.1, 0.0, 1.0)  # a real row that looks spoilt most likely is
+        weight = np.where(p < 0.2, 0.0, 1.0)  # a real row that looks spoilt most likely is
     return model
 
 

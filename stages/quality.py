@@ -26,7 +26,7 @@ from corpusprep.stage import Outcome, Settings, StageSettings, split
 F32 = npt.NDArray[np.float32]
 
 _BUILT_IN = ("lexical", "comet", "column")
-_LEXICAL_THRESHOLD = 0.25
+_LEXICAL_THRESHOLD = 0.2
 
 
 class PairSettings(Settings):
@@ -50,7 +50,7 @@ class QualitySettings(StageSettings):
     scorer: str = "lexical"
     """`lexical`, `comet`, `column`, or a function of yours as `module:function` (Arrow table in, one float a row out)."""
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.25, and the other scorers, whose scales
+    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.2, and the other scorers, whose scales
     differ, drop nothing."""
     quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Drop this share of each pair's rows, the lowest scores; in place of threshold."""
@@ -117,6 +117,7 @@ def quality(
     """
     if not settings.enabled:
         return split(table, np.zeros(table.num_rows, np.uint8), [])
+    table = _plain(table)
     names, codes = pairs_of(table)
     if states is None:
         states = {
@@ -237,6 +238,14 @@ def with_scores(table: pa.Table, scores: F32) -> pa.Table:
     column = pa.array(scores, type=pa.float32(), mask=np.isnan(scores))
     at = table.schema.get_field_index("quality")
     return table.append_column("quality", column) if at < 0 else table.set_column(at, "quality", column)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with string views, which Arrow cannot take rows of, as strings."""
+    for k, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(k, field.name, table.column(k).cast(pa.string()))
+    return table
 
 
 def _rule(settings: QualitySettings, pair: str) -> PairSettings | None:
