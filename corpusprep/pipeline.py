@@ -29,7 +29,7 @@ __all__ = ["RunResult", "dry_run", "run"]
 _WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models at work on full batches
 _OWN_MEMORY = 700 << 20
 _HEADS = 200  # shards whose heads a dry run reads
-_SMALL_INPUT = 32 << 20  # below this many bytes of input, starting processes takes longer than the work
+_SMALL_INPUT = 4 << 20  # below this many bytes of input, starting processes takes longer than the work
 _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "clean": ("pass1",),
     "langid": ("pass1",),

@@ -43,7 +43,7 @@ _OPTIONAL = ((0x0591, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640), (0x064B, 0x06
 # Consonants that scripts and languages tell apart in different ways share a class; h, w and y come and go as vowels do.
 _CONSONANTS = {c: k for k, group in enumerate(("bfpv", "dt", "cgkqx", "jsz", "m", "n", "lr"), 1) for c in group}
 # Letters that are vowels, or nothing, though their names begin like a consonant's.
-_SILENT = ("alef", "aleph", "alpha", "eta", "epsilon", "omega", "omicron", "upsilon", "vocalic")
+_SILENT = ("alef", "aleph", "alpha", "eta", "epsilon", "omega", "omicron", "upsilon", "vav", "vocalic")
 
 
 class Tables(NamedTuple):

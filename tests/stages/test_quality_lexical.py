@@ -15,7 +15,6 @@ from corpusprep.stages import _quality_lexical as lexical
 from corpusprep.stages import _quality_model1 as model1
 from corpusprep.stages import _quality_text as text
 from corpusprep.stages import quality
-from corpusprep.stages.clean import CleanSettings, clean
 from corpusprep.stages.quality import QualitySettings
 
 SETTINGS = QualitySettings()
@@ -60,10 +59,8 @@ def test_misaligned_and_truncated_rows_are_found_among_clean_ones() -> None:
     wrong = {k: tgt[(k + 16) % 1600] for k in range(0, 1600, 16)}
     short = {k: tgt[k][: len(tgt[k]) // 3] for k in range(5, 1600, 32)}
     given = table(src, [wrong.get(k, short.get(k, text)) for k, text in enumerate(tgt)])
-    # The worst stubs break a rule of the stage before already; this one judges what is left.
-    sound, broken = clean(given.append_column("at", pa.array(range(1600))), CleanSettings(script=False))
-    kept, dropped = quality.quality(sound)
-    gone = set(dropped["at"].to_pylist()) | set(broken["at"].to_pylist())
+    kept, dropped = quality.quality(given.append_column("at", pa.array(range(1600))))
+    gone = set(dropped["at"].to_pylist())
     assert set(dropped["reason"].to_pylist()) == {"quality.score"}
     assert len(gone & set(wrong)) >= 0.9 * len(wrong)
     assert len(gone & set(short)) >= 0.9 * len(short)
@@ -252,7 +249,7 @@ def test_tokens_by_script() -> None:
     assert len(tokens("ภาษา")) == 2  # trigrams
 
 
-@pytest.mark.parametrize("name", ["Tom", "Том", "톰", "トム", "ทอม", "توم", "টম", "టామ్"])
+@pytest.mark.parametrize("name", ["Tom", "Том", "톰", "トム", "ทอม", "توم", "টম", "టామ్", "טום"])
 def test_a_name_sounds_alike_in_every_script(name: str) -> None:
     assert sounds(name) == sounds("Tom") != [[]]
 
