@@ -1,9 +1,10 @@
-"""The quality stage: what the scorers say, where the cut-offs lie, and what is dropped."""
+"""The quality stage around its scorers: settings, cut-offs, the column scorer, a user's function, types of input."""
 
 from __future__ import annotations
 
-import random
+import math
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,245 +12,207 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from corpusprep import SettingsError
-from corpusprep.recipe import validate
-from corpusprep.stages.quality import (
-    QualitySettings,
-    cutoff,
-    evidence,
-    explain,
-    learns,
-    model_files,
-    open_scorer,
-    prepare,
-    quality,
-)
-
-_WORDS = [(f"{a}{b}{c}", f"{d}{e}{c}o") for a, d in zip("bdfgklmnprst", "zvwxqjhgfdcb", strict=True)
-          for b, e in (("a", "u"), ("o", "i"), ("e", "a")) for c in ("n", "l", "s", "m")]  # fmt: skip
+from corpusprep.errors import SettingsError
+from corpusprep.stages import quality
+from corpusprep.stages.quality import QualitySettings
 
 
-def corpus(rows: int, seed: int = 3, pair: tuple[str, str] = ("en", "sw")) -> pa.Table:
-    """Sentences of a made-up language and their word-for-word translation into another."""
-    draw = random.Random(seed)
-    lines = []
-    for _ in range(rows):
-        words = [draw.choice(_WORDS) for _ in range(draw.randint(5, 14))]
-        number = f" {draw.randint(2, 99)}" if draw.random() < 0.3 else ""
-        lines.append((" ".join(w for w, _ in words) + number + ".", " ".join(w for _, w in words) + number + "."))
-    return table(lines, pair)
+def table(src: list[str | None], tgt: list[str | None], pair: str = "en-de", **more: list[object]) -> pa.Table:
+    left, right = pair.split("-")
+    n = len(src)
+    columns = {"src": pa.array(src, pa.string()), "tgt": pa.array(tgt, pa.string())}
+    columns |= {"src_lang": pa.array([left] * n, pa.string()), "tgt_lang": pa.array([right] * n, pa.string())}
+    return pa.table(columns | more)
 
 
-def table(lines: list[tuple[str, str]], pair: tuple[str, str] = ("en", "sw")) -> pa.Table:
-    return pa.table(
-        {
-            "src": [src for src, _ in lines],
-            "tgt": [tgt for _, tgt in lines],
-            "src_lang": [pair[0]] * len(lines),
-            "tgt_lang": [pair[1]] * len(lines),
-        }
-    )
-
-
-def shuffled(rows: pa.Table) -> pa.Table:
-    """The rows with each target moved on by one."""
-    order = np.roll(np.arange(rows.num_rows), 1)
-    return rows.set_column(1, "tgt", rows["tgt"].take(pa.array(order)))
-
-
-@pytest.fixture(scope="module")
-def learned() -> tuple[pa.Table, bytes]:
-    rows = corpus(1500)
-    return rows, prepare(rows, QualitySettings(), 1)
-
-
-def test_translations_score_above_shuffled_ones(learned: tuple[pa.Table, bytes]) -> None:
-    rows, state = learned
-    scorer = open_scorer(QualitySettings(), {"en-sw": state})
-    good, bad = scorer.score(rows), scorer.score(shuffled(rows))
-    assert good.dtype == np.float32
-    assert good.shape == (1500,)
-    assert ((good >= 0) & (good <= 1)).all()
-    ranks = np.argsort(np.argsort(np.concatenate([good, bad])))
-    area = (ranks[:1500].sum() - 1500 * 1499 / 2) / 1500**2
-    assert area > 0.97
-    limit = cutoff(good, QualitySettings(), "en-sw", evidence(QualitySettings(), state))
-    assert limit is not None
-    assert (good < limit).mean() < 0.05
-    assert (bad < limit).mean() > 0.85
-
-
-def test_rows_that_were_not_learned_from_score_as_well(learned: tuple[pa.Table, bytes]) -> None:
-    _, state = learned
-    fresh = corpus(400, seed=77)
-    scorer = open_scorer(QualitySettings(), {"en-sw": state})
-    assert np.median(scorer.score(fresh)) > 0.9
-    assert np.median(scorer.score(shuffled(fresh))) < 0.1
-
-
-def test_a_stub_is_no_translation(learned: tuple[pa.Table, bytes]) -> None:
-    rows, state = learned
-    cut = table(
-        [(src, tgt[: len(tgt) // 4]) for src, tgt in zip(rows["src"].to_pylist(), rows["tgt"].to_pylist(), strict=True)]
-    )
-    scores = open_scorer(QualitySettings(), {"en-sw": state}).score(cut)
-    assert np.mean(scores < 0.25) > 0.9
-
-
-def test_a_state_is_the_same_bytes_whatever_the_order(learned: tuple[pa.Table, bytes]) -> None:
-    rows, state = learned
-    order = np.random.default_rng(5).permutation(rows.num_rows)
-    moved = rows.take(pa.array(order))
-    chunked = pa.concat_tables([moved.slice(0, 100), moved.slice(100)])
-    assert prepare(chunked, QualitySettings(), 1) == state
-    assert prepare(rows, QualitySettings(), 2) != b""
-
-
-def test_a_score_depends_on_its_row_alone(learned: tuple[pa.Table, bytes]) -> None:
-    rows, state = learned
-    scorer = open_scorer(QualitySettings(), {"en-sw": state})
-    whole = scorer.score(rows)
-    apart = np.concatenate([scorer.score(rows.slice(i, 1)) for i in range(0, 200, 7)])
-    assert np.array_equal(whole[0:200:7], apart)
-
-
-def test_the_stage_drops_the_misaligned() -> None:
-    good, bad = corpus(1200), shuffled(corpus(60, seed=9))
-    kept, dropped = quality(pa.concat_tables([good, bad]))
-    assert set(dropped["reason"].to_pylist()) == {"quality.score"}
-    assert kept.schema.field("quality").type == pa.float32()
-    lost_bad = len(set(dropped["src"].to_pylist()) & set(bad["src"].to_pylist()))
-    assert lost_bad >= 50
-    assert dropped.num_rows - lost_bad < 40
-
-
-def test_pairs_are_judged_apart_and_too_few_rows_not_at_all() -> None:
-    many, few = corpus(600), shuffled(corpus(50, seed=4, pair=("en", "te")))
-    kept, dropped = quality(pa.concat_tables([few, many]))
-    assert set(dropped["tgt_lang"].to_pylist()) <= {"sw"}
-    assert kept["tgt_lang"].to_pylist().count("te") == 50
-    state = prepare(few, QualitySettings(), 1)
-    found = evidence(QualitySettings(), state)
-    assert found is not None
-    assert found < QualitySettings().min_rows
-    assert cutoff(np.zeros(50, np.float32), QualitySettings(), "en-te", found) is None
-    assert "too few" in (explain(QualitySettings(), "en-te", found) or "")
-    assert explain(QualitySettings(), "en-sw", 5000) is None
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 7])
-def test_hardly_any_rows(rows: int) -> None:
-    kept, dropped = quality(corpus(rows) if rows else corpus(1).slice(0, 0))
-    assert (kept.num_rows, dropped.num_rows) == (rows, 0)
-    assert "quality" in kept.column_names
-
-
-def test_one_sentence_many_times_and_empty_text() -> None:
-    rows = table([("the same words again.", "maneno yale yale tena.")] * 500 + [("", ""), ("x", ""), ("", "y")] * 20)
-    kept, dropped = quality(rows)
-    assert kept.num_rows + dropped.num_rows == 560
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=8))
-def test_any_text_is_scored(lines: list[tuple[str, str]]) -> None:
-    rows = pa.concat_tables([corpus(20), table(lines).cast(corpus(1).schema)])
-    scores = open_scorer(QualitySettings(), {"en-sw": prepare(rows, QualitySettings(), 1)}).score(rows)
-    assert scores.shape == (rows.num_rows,)
-    judged = scores[~np.isnan(scores)]
-    assert ((judged >= 0) & (judged <= 1)).all()
-
-
-def test_spaceless_scripts_learn_from_characters() -> None:
-    signs = [chr(0x4E00 + 37 * i) for i in range(len(_WORDS))]
-    draw = random.Random(8)
-    lines = []
-    for _ in range(900):
-        picks = [draw.randrange(len(_WORDS)) for _ in range(draw.randint(6, 14))]
-        lines.append((" ".join(_WORDS[i][0] for i in picks) + ".", "".join(signs[i] for i in picks) + "。"))
-    rows = table(lines, ("en", "zh"))
-    scorer = open_scorer(QualitySettings(), {"en-zh": prepare(rows, QualitySettings(), 1)})
-    assert np.median(scorer.score(rows)) > 0.9
-    assert np.median(scorer.score(shuffled(rows))) < 0.1
-
-
-def test_a_pair_without_a_state_is_not_judged(learned: tuple[pa.Table, bytes]) -> None:
-    scorer = open_scorer(QualitySettings(), {"en-sw": learned[1]})
-    assert np.isnan(scorer.score(corpus(3, pair=("en", "fi")))).all()
-
-
-def test_the_column_scorer() -> None:
-    rows = corpus(4).append_column("score", pa.array([1.2, None, 0.9, 1.05], pa.float32()))
-    assert not learns(QualitySettings(scorer="column"))
-    kept, dropped = quality(rows, QualitySettings(scorer="column", threshold=1.06))
-    assert kept["quality"].to_pylist() == [pytest.approx(1.2), None]
-    assert dropped["quality"].to_pylist() == [pytest.approx(0.9), pytest.approx(1.05)]
-    untouched, nothing = quality(rows, QualitySettings(scorer="column"))
-    assert (untouched.num_rows, nothing.num_rows) == (4, 0)
-    with pytest.raises(SettingsError, match="no such column"):
-        quality(rows, QualitySettings(scorer="column", column="laser"))
-    with pytest.raises(SettingsError, match="numbers"):
-        quality(rows, QualitySettings(scorer="column", column="src"))
-
-
-def test_quantiles_and_thresholds_by_pair() -> None:
-    rows = corpus(100).append_column("score", pa.array(np.arange(100) / 100, pa.float32()))
-    _, dropped = quality(rows, QualitySettings(scorer="column", quantile=0.2))
-    assert sorted(dropped["score"].to_pylist()) == pytest.approx([i / 100 for i in range(20)])
-    for name in ("en-sw", "swh_Latn-eng_Latn"):
-        own = validate(
-            QualitySettings, {"scorer": "column", "threshold": 0.9, "pair": {name: {"threshold": 0.05}}}, where="test"
-        )
-        assert quality(rows, own)[1].num_rows == 5
-
-
-def test_a_scorer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "myscorer.py").write_text(
-        "import pyarrow.compute as pc\n"
-        "def by_length(table):\n    return pc.utf8_length(table['tgt'])\n"
-        "def too_short(table):\n    return [1.0]\n"
-        "def words(table):\n    return table['src']\n"
-        "value = 3\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    rows = corpus(20)
-    _, dropped = quality(rows, QualitySettings(scorer="myscorer:by_length", threshold=50))
-    assert dropped["tgt"].to_pylist() == [text for text in rows["tgt"].to_pylist() if len(text) < 50]
-    for name, message in (
-        ("too_short", "shape"),
-        ("words", "float"),
-        ("missing", "cannot be loaded"),
-        ("value", "function"),
-    ):
-        with pytest.raises(SettingsError, match=message):
-            quality(rows, QualitySettings(scorer=f"myscorer:{name}"))
-    sys.modules.pop("myscorer")
+def scored(scores: list[float | None]) -> pa.Table:
+    n = len(scores)
+    return table([f"line {k}" for k in range(n)], [f"Zeile {k}" for k in range(n)], score=scores)
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("values", "message"),
     [
-        ({"scorer": "bleu"}, "no scorer"),
-        ({"threshold": 0.5, "quantile": 0.1}, "not both"),
+        ({"threshold": 0.3, "quantile": 0.1}, "not both"),
+        ({"quantile": 1.0}, "less than 1"),
+        ({"quantile": -0.1}, "greater than or equal to 0"),
+        ({"threshold": math.nan}, "finite"),
+        ({"scorer": "laser"}, "no scorer"),
+        ({"scorer": ":score"}, "no scorer"),
         ({"scorer": "comet"}, "needs a model"),
-        ({"pair": {"english": {"threshold": 1}}}, "not a language pair"),
-        ({"pair": {"en-sw": {}}}, "one of threshold and quantile"),
-        ({"pair": {"en-sw": {"threshold": 1}, "sw-en": {"threshold": 2}}}, "same pair"),
-        ({"quantile": 1.5}, "less than 1"),
-        ({"threshold": float("nan")}, "finite"),
+        ({"sample": 0}, "greater than or equal to 1"),
+        ({"min_rows": -1}, "greater than or equal to 0"),
+        ({"pair": {"en-de": {}}}, "one of threshold and quantile"),
+        ({"pair": {"en-de": {"threshold": 0.1, "quantile": 0.1}}}, "one of threshold and quantile"),
+        ({"pair": {"english": {"threshold": 0.1}}}, "not a language pair"),
+        ({"pair": {"en-de": {"threshold": 0.1}, "deu-eng": {"threshold": 0.2}}}, "name the same pair"),
+        ({"treshold": 0.1}, "Extra inputs"),
     ],
 )
-def test_settings_that_make_no_sense(data: dict[str, object], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QualitySettings.model_validate(values)
+
+
+def test_settings_round_trip() -> None:
+    chosen = QualitySettings.model_validate({"quantile": 0.1, "pair": {"en-sw": {"threshold": 0.2}}})
+    assert QualitySettings.model_validate(chosen.model_dump(mode="json")) == chosen
+
+
+def test_column_scorer_drops_what_is_below_the_threshold_and_keeps_null() -> None:
+    rows = scored([1.2, None, 1.04, 1.05, math.nan])
+    kept, dropped = quality.quality(rows, QualitySettings(scorer="column", threshold=1.05))
+    assert kept["src"].to_pylist() == ["line 0", "line 1", "line 3", "line 4"]
+    assert kept["quality"].to_pylist() == pytest.approx([1.2, None, 1.05, None])
+    assert kept.schema.field("quality").type == pa.float32()
+    assert dropped["src"].to_pylist() == ["line 2"]
+    assert dropped["reason"].to_pylist() == ["quality.score"]
+    assert dropped["quality"].to_pylist() == pytest.approx([1.04])
+
+
+def test_column_scorer_takes_integers_and_other_names() -> None:
+    rows = table(["a", "b"], ["c", "d"], laser=[3, 1])
+    kept, _ = quality.quality(rows, QualitySettings(scorer="column", column="laser", threshold=2))
+    assert kept["src"].to_pylist() == ["a"]
+
+
+def test_without_a_threshold_other_scorers_drop_nothing_and_say_so() -> None:
+    chosen = QualitySettings(scorer="column")
+    kept, dropped = quality.quality(scored([0.0, 1.0]), chosen)
+    assert (kept.num_rows, dropped.num_rows) == (2, 0)
+    assert "neither quality.threshold nor quality.quantile" in (quality.explain(chosen, "en-de") or "")
+
+
+@pytest.mark.parametrize("column", ["laser", "src"])
+def test_a_column_that_is_missing_or_no_number_is_named(column: str) -> None:
+    with pytest.raises(SettingsError, match=column):
+        quality.quality(scored([1.0]), QualitySettings(scorer="column", column=column))
+
+
+def test_disabled_adds_nothing() -> None:
+    kept, dropped = quality.quality(scored([0.0]), QualitySettings(scorer="column", threshold=1, enabled=False))
+    assert kept.column_names == scored([0.0]).column_names
+    assert dropped.num_rows == 0
+
+
+def test_an_older_score_is_replaced() -> None:
+    rows = scored([1.0, 2.0]).append_column("quality", pa.array([9.0, 9.0], pa.float32()))
+    kept, _ = quality.quality(rows, QualitySettings(scorer="column"))
+    assert kept["quality"].to_pylist() == [1.0, 2.0]
+    assert kept.column_names.count("quality") == 1
+
+
+@given(st.lists(st.one_of(st.floats(0, 1, width=32), st.just(math.nan)), max_size=60), st.floats(0, 0.99))
+def test_a_quantile_drops_that_share_at_most(values: list[float], quantile: float) -> None:
+    scores = np.array(values, np.float32)
+    limit = quality.cutoff(scores, QualitySettings(scorer="column", quantile=quantile), "en-de")
+    judged = scores[~np.isnan(scores)]
+    if limit is None:
+        assert judged.size == 0
+        return
+    lost = int((scores < limit).sum())
+    assert lost <= quantile * judged.size
+    if np.unique(judged).size == judged.size:
+        assert lost == math.floor(quantile * judged.size)
+
+
+def test_a_quantile_is_taken_within_each_pair() -> None:
+    one = table(["a"] * 10, ["b"] * 10, "en-de", score=[float(k) for k in range(10)])
+    two = table(["a"] * 10, ["b"] * 10, "en-sw", score=[100.0 + k for k in range(10)])
+    _, dropped = quality.quality(pa.concat_tables([two, one]), QualitySettings(scorer="column", quantile=0.2))
+    assert dropped["quality"].to_pylist() == [100.0, 101.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["en-sw", "sw-en", "eng-swh", "swh_Latn-eng_Latn"])
+def test_a_pair_has_its_own_threshold_under_any_name(name: str) -> None:
+    chosen = QualitySettings.model_validate({"threshold": 0.5, "pair": {name: {"threshold": 0.1}}})
+    none = np.zeros(0, np.float32)
+    assert quality.cutoff(none, chosen, "en-sw") == 0.1
+    assert quality.cutoff(none, chosen, "en-de") == 0.5
+
+
+def test_a_pairs_quantile_stands_in_place_of_the_common_threshold() -> None:
+    chosen = QualitySettings.model_validate({"threshold": 0.5, "pair": {"en-sw": {"quantile": 0.5}}})
+    scores = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    assert quality.cutoff(scores, chosen, "en-sw") == pytest.approx(0.3)
+
+
+def test_too_little_evidence_drops_nothing_and_says_so() -> None:
+    chosen = QualitySettings(min_rows=200)
+    assert quality.cutoff(np.zeros(5, np.float32), chosen, "en-th", 199) is None
+    assert "199 rows are too few" in (quality.explain(chosen, "en-th", 199) or "")
+    assert quality.cutoff(np.zeros(5, np.float32), chosen, "en-th", 200) is not None
+    assert quality.explain(chosen, "en-th", 200) is None
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("own_scorers")
+    monkeypatch.setitem(sys.modules, "own_scorers", module)
+    return module
+
+
+def test_a_users_function_may_return_arrow_with_nulls(own: types.ModuleType) -> None:
+    own.score = lambda rows: pa.array([None, 0.5])
+    chosen = QualitySettings(scorer="own_scorers:score", threshold=1)
+    kept, dropped = quality.quality(table(["a", "b"], ["x", "y"]), chosen)
+    assert kept["quality"].to_pylist() == [None]
+    assert dropped["src"].to_pylist() == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:score", "cannot be loaded"),
+        ("own_scorers:no_such", "cannot be loaded"),
+        ("own_scorers:text", "is not a function"),
+        ("own_scorers:short", "one float a row"),
+        ("own_scorers:words", "one float a row"),
+    ],
+)
+def test_a_users_function_that_does_not_serve(own: types.ModuleType, name: str, message: str) -> None:
+    own.text = "no function"
+    own.short = lambda rows: [1.0]
+    own.words = lambda rows: ["good"] * rows.num_rows
     with pytest.raises(SettingsError, match=message):
-        validate(QualitySettings, data, where="test")
+        quality.quality(table(["a", "b"], ["x", "y"]), QualitySettings(scorer=name))
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.none(), st.text(max_size=30)),
+            st.one_of(st.none(), st.text(max_size=30)),
+            st.sampled_from(["de", "sw", "zh_Hant"]),
+        ),
+        max_size=60,
+    )
+)
+def test_any_text_is_scored_or_left_unjudged(rows: list[tuple[str | None, str | None, str]]) -> None:
+    parts = [table([s], [t], f"en-{language}", at=[k]) for k, (s, t, language) in enumerate(rows)]
+    empty = table([], [], at=pa.array([], pa.int64()))
+    kept, dropped = quality.quality(pa.concat_tables([empty, *parts]))
+    assert dropped.num_rows == 0  # there is too little evidence
+    assert kept["at"].to_pylist() == list(range(len(rows)))
+    assert all(value is None or 0 <= value <= 1 for value in kept["quality"].to_pylist())
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_all_string_types(kind: pa.DataType) -> None:
+    rows = table(["a"] * 30, ["b"] * 30)
+    kept, _ = quality.quality(pa.table({name: rows[name].cast(kind) for name in rows.column_names}))
+    assert kept["src"].to_pylist() == ["a"] * 30
+    assert kept["quality"].null_count == 0
 
 
 def test_model_files_are_those_of_a_local_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "model.ckpt").write_bytes(b"x")
     (tmp_path / "hparams.yaml").write_text("a: 1")
-    found = model_files(QualitySettings(scorer="comet", model=str(tmp_path)))
+    found = quality.model_files(QualitySettings(scorer="comet", model=str(tmp_path)))
     assert [path.name for path in found] == ["model.ckpt", "hparams.yaml"]
-    assert model_files(QualitySettings(scorer="comet", model="Unbabel/wmt22-cometkiwi-da")) == []
-    assert model_files(QualitySettings()) == []
+    assert quality.model_files(QualitySettings(scorer="comet", model="Unbabel/wmt22-cometkiwi-da")) == []
+    assert quality.model_files(QualitySettings()) == []
