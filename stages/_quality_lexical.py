@@ -310,7 +310,7 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
     return beta
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(nogil=True)
 def _solve(a: F64, b: F64) -> None:
     """Solves a x = b for a positive definite a, of which the lower half is read, by Cholesky's method, in place."""
     m = b.size
