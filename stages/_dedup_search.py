@@ -1,12 +1,13 @@
-"""Greedy near-duplicate decisions over 64-bit fingerprints: exact, and close to the cost of sorting them.
+"""Greedy near-duplicate decisions over 64-bit fingerprints: exact, and within a small multiple of the cost of a sort.
 
 A row is dropped only if it lies within the distance of an earlier row that is kept. The way there:
 
 1. Equal fingerprints are collapsed, so that boilerplate costs a look-up a row.
 2. Two fingerprints within distance d agree on at least k - d of k blocks of bits (Manku et al., "Detecting
-   near-duplicates for web crawling", WWW 2007). For each choice of k - d blocks, a table, the rows are dealt into
-   buckets by the bits of these blocks, and the pairs in a bucket are compared: this gives the edges of the graph of
-   near rows. k is chosen on a sample, so that buckets are small and tables few.
+   near-duplicates for web crawling", WWW 2007). For each choice of k - d blocks, a table, rows that agree on these blocks
+   are compared: this gives the edges of the graph of near rows. Tables that begin with the same block share the work:
+   the rows are dealt once into parts by that block, and each table then has its buckets in a part, within the cache. k is
+   chosen on a sample, so that buckets are small and tables few.
 3. Rows are visited in order; a row that has an edge to a kept row is dropped.
 
 A bucket that is large, or dense with edges, is not compared pairwise: it is marked, and consulted in step 3, where a
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -32,11 +33,15 @@ U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-_SCRATCH = 1 << 24  # rows dealt into buckets at a time; 12 bytes each
-_PART = 14  # log2 of rows that are looked at together, in the cache
+_SCRATCH = 1 << 26  # rows dealt into parts at a time; 12 bytes each
+_PART = 13  # log2 of the rows of a part: with its buckets, it fits the cache
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
 _DENSE, _EDGES = 64, 4  # so many edges, and so many more a row, and a bucket is dense
+_MARKED = -1
+_BLOCKS = 4096  # of eight kept rows, room for which is made at first
 _NONE = np.iinfo(np.int32).max
+# Nanoseconds, as measured: to deal a row into its part, to look it up in a table, to compare it with another.
+_DEAL, _LOOK, _COMPARE = 10.0, 5.0, 10.0
 
 
 def _popcount(typing: Any, value: Any) -> Any:
@@ -53,39 +58,85 @@ def blocks(k: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
+def _mask(k: int, chosen: tuple[int, ...]) -> int:
+    parts = blocks(k)
+    return sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen)
+
+
 def choose_blocks(fingerprints: U64, distance: int) -> int:
     """The number of blocks that makes the search cheapest, judged by the buckets of a sample."""
     n = fingerprints.size
-    sample = fingerprints[:: max(1, n // 50_000)]
+    sample = fingerprints[:: max(1, n // 30_000)]
     best, best_cost = distance + 1, np.inf
     for k in range(distance + 1, distance + 5):
         tables = list(itertools.combinations(range(k), k - distance))
         if len(tables) > 512:
             break
         # Compared pairs a row: of some tables, by the sample's collisions.
-        compared, looked = 0.0, tables[:: max(1, len(tables) // 8)]
+        compared, looked = 0.0, tables[:: max(1, len(tables) // 4)]
         for chosen in looked:
             mask = _mask(k, chosen)
-            counts = np.unique(sample & mask, return_counts=True)[1].astype(np.float64)
+            values = np.sort(sample & np.uint64(mask))
+            counts = np.diff(np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1], [True])))).astype(float)
             seen = float((counts * (counts - 1)).sum()) / max(1, sample.size) / max(1, sample.size)
-            floor = 0.5 ** int(mask).bit_count()
+            floor = 0.5 ** mask.bit_count()
             compared += min(max(seen, floor) * n / 2, _LARGE)
-        cost = len(tables) * (27 + 20 * compared / len(looked))  # nanoseconds, as measured
+        cost = _DEAL * (distance + 1) + len(tables) * (_LOOK + _COMPARE * compared / len(looked))
         if cost < best_cost:
             best, best_cost = k, cost
     return best
 
 
-def _mask(k: int, chosen: tuple[int, ...]) -> np.uint64:
-    parts = blocks(k)
-    return np.uint64(sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen))
+class Tables(NamedTuple):
+    """How the tables see a fingerprint; arrays of one item a table. Those with the same first block are neighbours.
+
+    Attributes:
+        masks: the bits that the table looks at, uint64.
+        firsts, first_lows: of these the bits of the first block, and the lowest of them. Their hash says which part a
+            row is in; uint64.
+        coarse: how many leading bits of that hash; int64.
+        keys, key_lows: the bits, and the lowest of them, whose hash says which bucket of the part: those that the rows of
+            a part do not share anyway; uint64.
+        downs: by how many bits that hash is shifted down; uint64.
+        fine: how many bits of it are then looked at; int64.
+    """
+
+    masks: U64
+    firsts: U64
+    first_lows: U64
+    coarse: I64
+    keys: U64
+    key_lows: U64
+    downs: U64
+    fine: I64
+
+
+def make_tables(n: int, k: int, distance: int) -> Tables:
+    """The tables for n rows and k blocks."""
+    rows: list[tuple[int, ...]] = []
+    for chosen in itertools.combinations(range(k), k - distance):
+        mask, first = _mask(k, chosen), _mask(k, chosen[:1])
+        coarse = min(first.bit_count(), max(0, n.bit_length() - _PART))
+        key = mask ^ first if coarse == first.bit_count() and mask != first else mask
+        used = coarse if key == first else 0  # the part has used up the leading bits of the hash
+        fine = max(0, min(key.bit_count() - used, n.bit_length() + 1 - coarse))
+        rows.append((mask, first, _low(first), coarse, key, _low(key), 63 - used - fine, fine))
+    columns: list[Any] = [np.array(column, np.uint64) for column in zip(*rows, strict=True)]
+    columns[3], columns[7] = columns[3].astype(np.int64), columns[7].astype(np.int64)
+    return Tables(*columns)
+
+
+def _low(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _bucket(value: np.uint64, mask: np.uint64, down: np.uint64) -> np.int64:
-    """The bucket of a fingerprint: leading bits of a hash of the masked bits. Strangers may meet in one; friends do."""
-    chosen = value & mask
-    return np.int64(((chosen ^ (chosen >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> down)
+def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
+    """A hash, of 63 bits, of the masked bits, the leading ones best. It spreads neighbours better than chance would.
+
+    Strangers may meet in a bucket; friends do.
+    """
+    return (((value & mask) >> low) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -96,28 +147,21 @@ def collapse(fingerprints: U64, first: I32) -> int:
     """
     n = fingerprints.size
     bits = 0
-    while n >> bits > 16384 and bits < 14:
+    while n >> bits > 32768 and bits < 14:
         bits += 1
-    down = np.uint64(64 - bits)
+    down = np.uint64(63 - bits)
     starts = np.zeros((1 << bits) + 1, np.int64)
-    if bits:
-        for i in range(n):
-            starts[np.int64(mix64(fingerprints[i]) >> down) + 1] += 1
-    else:
-        starts[1] = n
+    for i in range(n):
+        starts[np.int64(mix64(fingerprints[i]) >> np.uint64(1) >> down) + 1] += 1
     largest = starts.max()
     for p in range(1 << bits):
         starts[p + 1] += starts[p]
-    rows = np.empty(n, np.int32)
-    if bits:
-        ends = starts[:-1].copy()
-        for i in range(n):
-            part = np.int64(mix64(fingerprints[i]) >> down)
-            rows[ends[part]] = i
-            ends[part] += 1
-    else:
-        for i in range(n):
-            rows[i] = i
+    values, rows, ends = np.empty(n, np.uint64), np.empty(n, np.int32), starts[:-1].copy()
+    for i in range(n):
+        part = np.int64(mix64(fingerprints[i]) >> np.uint64(1) >> down)
+        place = ends[part]
+        values[place], rows[place] = fingerprints[i], i
+        ends[part] = place + 1
     size = 2
     while size < 2 * largest:
         size *= 2
@@ -130,175 +174,234 @@ def collapse(fingerprints: U64, first: I32) -> int:
             size *= 2
         owner[:size] = -1
         for place in range(low, high):
-            row = rows[place]
-            value = fingerprints[row]
+            value = values[place]
             slot = np.int64(mix64(value) & np.uint64(size - 1))
             while owner[slot] >= 0 and keys[slot] != value:
                 slot = (slot + 1) & (size - 1)
             if owner[slot] < 0:
-                owner[slot], keys[slot] = row, value
+                owner[slot], keys[slot] = rows[place], value
                 distinct += 1
-            first[row] = owner[slot]
+            first[rows[place]] = owner[slot]
     return distinct
 
 
 @numba.njit(cache=True, nogil=True)
-def _histogram(values: U64, mask: np.uint64, down: np.uint64, counts: I64) -> None:
+def _histogram(values: U64, mask: np.uint64, low: np.uint64, coarse: int, counts: I64) -> None:
+    down = np.uint64(63 - coarse)
     for i in range(values.size):
-        counts[_bucket(values[i], mask, down)] += 1
+        counts[np.int64(_hash(values[i], mask, low) >> down)] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _meet(
+    part: U64, key: np.uint64, low: np.uint64, down: np.uint64, fine: np.uint64, near: np.uint64,
+    head: I32, chain: I32, meeting: I32,
+) -> int:  # fmt: skip
+    """Puts the rows of a part into the buckets of a table, and writes to `meeting` which rows are to be looked at again.
+
+    Args:
+        part: fingerprints, from place 1 on; place 0 is any value.
+        key, low, down, fine: what makes the bucket.
+        near: the distance.
+        head: zeros; the last row of each bucket, written.
+        chain: the row before it in its bucket, written; 0 where there is none.
+
+    Returns:
+        How many rows are near one of the two rows before them in their bucket, or have more before them. Most rows are
+        alone or meet a stranger or two, so that this is a branch seldom taken.
+    """
+    meetings = 0
+    for i in range(1, part.size):
+        value = part[i]
+        q = np.int64((_hash(value, key, low) >> down) & fine)
+        j = head[q]
+        head[q], chain[i] = i, j
+        before = chain[j]
+        if (popcount(value ^ part[j]) <= near) | (popcount(value ^ part[before]) <= near) | (chain[before] > 0):
+            meeting[meetings] = i
+            meetings += 1
+    return meetings
+
+
+@numba.njit(cache=True, nogil=True)
+def _deal(values: U64, mask: np.uint64, low: np.uint64, coarse: int, first: int, ends: I64, to: U64, rows: I32) -> None:
+    """Deals the rows of some parts, in order, to where `ends` says that each part goes on.
+
+    Rows of other parts go where the last item of `ends` says, over and over: a branch would be guessed wrong too often.
+    """
+    down = np.uint64(63 - coarse)
+    last = np.uint64(ends.size - 1)
+    for i in range(values.size):
+        part = min((_hash(values[i], mask, low) >> down) - np.uint64(first), last)
+        place = ends[part]
+        to[place], rows[place] = values[i], i
+        ends[part] = place + np.int64(part != last)
 
 
 @numba.njit(cache=True, nogil=True)
 def _search(
-    values: U64, masks: U64, table: int, coarse: int, fine: int, counts: I64, first: int, last: int, distance: int
-) -> tuple[I32, I32, U64]:
-    """Compares the rows of one table whose bucket starts with `first` to `last - 1`.
+    values: U64,
+    tables: Tables,
+    first_table: int,
+    last_table: int,
+    counts: I64,
+    first: int,
+    last: int,
+    distance: int,
+    part_values: U64,
+    part_rows: I32,
+    crowded: U8,
+) -> tuple[U64, U64]:
+    """Compares the rows of the parts `first` to `last - 1` through the tables `first_table` to `last_table - 1`.
 
     Args:
         values: fingerprints in rank order.
-        masks: the bits that each table looks at, the tables being in order.
-        coarse, fine: leading bits of the bucket that part the rows, and bits that tell buckets in a part.
+        tables: all tables; those looked through have their first block in common.
         counts: rows of every part.
         distance: bits in which near rows may differ.
+        part_values, part_rows: scratch for the rows of the parts, and one more.
+        crowded: 1 is written for the rows of marked buckets, uint8 (n,).
 
     Returns:
-        Edges (earlier, later) as two int32 arrays, and the buckets that were marked, ascending. A pair that several
-        tables see is given by the first.
+        Edges as `later << 32 | earlier`, in no order; a pair that several tables see is given by the first. And the
+        buckets that were marked, as `table << 48 | part << fine | bucket`.
     """
-    mask, down = masks[table], np.uint64(64 - coarse)
+    masks, firsts, first_lows, coarses, keys, key_lows, downs, fines = tables
     starts = np.zeros(last - first + 1, np.int64)
+    starts[0] = 1
     largest = 0
     for p in range(first, last):
         starts[p - first + 1] = starts[p - first] + counts[p]
         largest = max(largest, counts[p])
-    part_values, part_rows = np.empty(starts[-1], np.uint64), np.empty(starts[-1], np.int32)
-    ends = starts[:-1].copy()
-    for i in range(values.size):
-        part = _bucket(values[i], mask, down) - first if coarse else np.int64(0)
-        if 0 <= part < last - first:
-            place = ends[part]
-            part_values[place], part_rows[place] = values[i], i
-            ends[part] = place + 1
+    ends = starts.copy()
+    ends[last - first] = 0
+    coarse = coarses[first_table]
+    _deal(values, firsts[first_table], first_lows[first_table], coarse, first, ends, part_values, part_rows)
 
-    left, right = np.empty(1024, np.int32), np.empty(1024, np.int32)
-    edges = 0
-    marked = np.empty(64, np.uint64)
-    marks = 0
+    edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
+    edge_count, mark_count = 0, 0
     near = np.uint64(distance)
-    fine_down, fine_mask = np.uint64(64 - coarse - fine), (1 << fine) - 1
-    # A part fits the cache. Its rows, in order, are compared with those before them in the same bucket, a chain.
-    head, size, near_pairs = np.empty(1 << fine, np.int32), np.empty(1 << fine, np.int32), np.empty(1 << fine, np.int32)
-    chain = np.empty(largest, np.int32)
+    finest = 0
+    for table in range(first_table, last_table):
+        finest = max(finest, fines[table])
+    head, found = np.empty(1 << finest, np.int32), np.empty(1 << finest, np.int32)
+    chain, meeting = np.zeros(largest + 1, np.int32), np.empty(largest, np.int32)
     for p in range(last - first):
         begin, end = starts[p], starts[p + 1]
         if end - begin < 2:
             continue
-        head[:] = -1
-        size[:] = 0
-        near_pairs[:] = 0
-        for i in range(begin, end):
-            value = part_values[i]
-            q = _bucket(value, mask, fine_down) & fine_mask
-            j = head[q]
-            head[q] = i - begin
-            chain[i - begin] = j
-            if j < 0:
-                continue
-            if size[q] == _NONE:  # marked
-                continue
-            size[q] += 1  # the bucket's rows but the first
-            if near_pairs[q] > _EDGES * size[q] + _DENSE or size[q] >= _LARGE:
-                size[q] = _NONE
-                if marks == marked.size:
-                    more_marked = np.empty(2 * marks, np.uint64)
-                    more_marked[:marks] = marked
-                    marked = more_marked
-                marked[marks] = np.uint64(first + p) << np.uint64(fine) | np.uint64(q)
-                marks += 1
-                continue
-            while j >= 0:
-                differ = value ^ part_values[begin + j]
-                if popcount(differ) <= near and differ & mask == 0:
-                    known = False  # an earlier table sees this pair too
-                    for earlier in range(table):
-                        if differ & masks[earlier] == 0:
-                            known = True
-                            break
-                    near_pairs[q] += 1
-                    if not known:
-                        if edges == left.size:
-                            more_left, more_right = np.empty(2 * edges, np.int32), np.empty(2 * edges, np.int32)
-                            more_left[:edges], more_right[:edges] = left, right
-                            left, right = more_left, more_right
-                        left[edges], right[edges] = part_rows[begin + j], part_rows[i]
-                        edges += 1
-                j = chain[j]
-    return left[:edges].copy(), right[:edges].copy(), np.sort(marked[:marks])
+        part = part_values[begin - 1 : end]
+        for table in range(first_table, last_table):
+            mask, key, low, down, fine = masks[table], keys[table], key_lows[table], downs[table], fines[table]
+            fine_mask = np.uint64((1 << fine) - 1)
+            head[: 1 << fine] = 0
+            meetings = _meet(part, key, low, down, fine_mask, near, head, chain, meeting)
+            if meetings:
+                found[: 1 << fine] = 0
+            marked_before = mark_count
+            for at in range(meetings):
+                i = meeting[at]
+                value = part[i]
+                q = np.int64((_hash(value, key, low) >> down) & fine_mask)
+                if found[q] == _MARKED:
+                    continue
+                steps = 0
+                j = chain[i]
+                while j > 0:
+                    differ = value ^ part[j]
+                    if popcount(differ) <= near and differ & mask == 0:
+                        known = False  # an earlier table sees this pair too
+                        for earlier in range(table):
+                            if differ & masks[earlier] == 0:
+                                known = True
+                                break
+                        found[q] += 1
+                        if not known:
+                            if edge_count == edges.size:
+                                more = np.empty(2 * edge_count, np.uint64)
+                                more[:edge_count] = edges
+                                edges = more
+                            later, before = np.uint64(part_rows[begin + i - 1]), np.uint64(part_rows[begin + j - 1])
+                            edges[edge_count] = later << np.uint64(32) | before
+                            edge_count += 1
+                    j = chain[j]
+                    steps += 1
+                if steps >= _LARGE or found[q] > _EDGES * steps + _DENSE:
+                    found[q] = _MARKED
+                    if mark_count == marked.size:
+                        more = np.empty(2 * mark_count, np.uint64)
+                        more[:mark_count] = marked
+                        marked = more
+                    marked[mark_count] = np.uint64((table << 48) | ((first + p) << fine) | q)
+                    mark_count += 1
+            if mark_count > marked_before:
+                for i in range(1, part.size):
+                    if found[np.int64((_hash(part[i], key, low) >> down) & fine_mask)] == _MARKED:
+                        crowded[part_rows[begin + i - 1]] = 1
+    return edges[:edge_count].copy(), marked[:mark_count].copy()
 
 
-@numba.njit(cache=True, nogil=True)
-def _by_later(n: int, left: I32, right: I32, starts: I64, earlier: I32) -> None:
-    """The edges as lists: `earlier[starts[j]:starts[j + 1]]` are the earlier ends of the edges of row j."""
-    for e in range(right.size):
-        starts[right[e] + 2] += 1
-    for j in range(2, n + 2):
-        starts[j] += starts[j - 1]
-    for e in range(right.size):
-        j = right[e] + 1
-        earlier[starts[j]] = left[e]
-        starts[j] += 1
+class _Pool(NamedTuple):
+    """The kept rows of the marked buckets: a chain of blocks of eight rows a bucket.
+
+    Attributes:
+        head, tail, fill: the first and last block of every bucket, -1 where there is none, and rows in the last.
+        values, rows: of every place.
+        next: the block after each block, or -1.
+    """
+
+    head: I64
+    tail: I64
+    fill: I64
+    values: U64
+    rows: I32
+    next: I64
 
 
 @numba.njit(cache=True, nogil=True)
 def _greedy(
-    values: U64,
-    starts: I64,
-    earlier: I32,
-    masks: U64,
-    downs: U64,
-    marked: U64,
-    marked_start: I64,
-    distance: int,
-    keeper: I32,
-) -> None:
+    values: U64, edges: U64, tables: Tables, marked: U64, marked_start: I64, crowded: U8, distance: int, pool: _Pool,
+    row: int, used: int, keeper: I32,
+) -> tuple[int, int]:  # fmt: skip
     """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
 
     Args:
         values: distinct fingerprints in rank order.
-        starts, earlier: the edges, from `_by_later`.
-        masks, downs: what makes the buckets of every table.
-        marked: the marked buckets, by table, ascending; `marked_start` says where each table's start.
+        edges: `later << 32 | earlier`, ascending.
+        tables: what makes the buckets.
+        marked: the marked buckets, ascending; `marked_start` says where each table's start.
+        crowded: which rows are in a marked bucket.
+        pool: the kept rows of the marked buckets.
+        row, used: the first row to visit, and blocks of the pool in use: 0 and 0, or what was returned.
         keeper: int32 (n,), written.
+
+    Returns:
+        The row that was not visited for want of room in the pool, n at the end; and blocks in use.
     """
-    tables = masks.size
     near = np.uint64(distance)
-    # The kept rows of the marked buckets: a chain of blocks of eight a bucket, in one pool.
-    head, tail, fill = (
-        np.full(marked.size, -1, np.int64),
-        np.full(marked.size, -1, np.int64),
-        np.zeros(marked.size, np.int64),
-    )
-    pool_values, pool_rows, pool_next = (
-        np.empty(8 * 256, np.uint64),
-        np.empty(8 * 256, np.int32),
-        np.full(256, -1, np.int64),
-    )
-    used = 0
-    place = np.empty(tables, np.int64)
-    for row in range(values.size):
+    masks, firsts, first_lows, coarses, keys, key_lows, downs, fines = tables  # once: each time counts references
+    head, tail, fill, pool_values, pool_rows, pool_next = pool
+    place = np.full(masks.size, -1, np.int64)
+    edge = int(np.searchsorted(edges, np.uint64(row) << np.uint64(32)))
+    while row < values.size:
         best = _NONE
-        for e in range(starts[row], starts[row + 1]):
-            other = earlier[e]
-            if other < best and keeper[other] == other:
+        while edge < edges.size and np.int64(edges[edge] >> np.uint64(32)) == row:
+            other = np.int64(edges[edge] & np.uint64(0xFFFFFFFF))
+            if best == _NONE and keeper[other] == other:
                 best = other
-        if marked.size:
+            edge += 1
+        if crowded[row]:
+            if used + masks.size > pool_next.size:
+                return row, used
             value = values[row]
-            for t in range(tables):
+            for t in range(masks.size):
                 place[t] = -1
                 low, high = marked_start[t], marked_start[t + 1]
                 if low == high:
                     continue
-                bucket = np.uint64(_bucket(value, masks[t], downs[t]))
+                part = np.int64(_hash(value, firsts[t], first_lows[t]) >> np.uint64(63 - coarses[t]))
+                q = np.int64(_hash(value, keys[t], key_lows[t]) >> downs[t]) & ((1 << fines[t]) - 1)
+                bucket = np.uint64((t << 48) | (part << fines[t]) | q)
                 at = low + np.searchsorted(marked[low:high], bucket)
                 if at == high or marked[at] != bucket:
                     continue
@@ -316,20 +419,11 @@ def _greedy(
                         break
                     block = pool_next[block]
             if best == _NONE:
-                for t in range(tables):
+                for t in range(masks.size):
                     at = place[t]
                     if at < 0:
                         continue
                     if tail[at] < 0 or fill[at] == 8:
-                        if used == pool_next.size:
-                            new_values, new_rows = np.empty(16 * used, np.uint64), np.empty(16 * used, np.int32)
-                            new_next = np.full(2 * used, -1, np.int64)
-                            new_values[: 8 * used], new_rows[: 8 * used], new_next[:used] = (
-                                pool_values,
-                                pool_rows,
-                                pool_next,
-                            )
-                            pool_values, pool_rows, pool_next = new_values, new_rows, new_next
                         if tail[at] < 0:
                             head[at] = used
                         else:
@@ -340,6 +434,42 @@ def _greedy(
                     pool_values[i], pool_rows[i] = value, row
                     fill[at] += 1
         keeper[row] = row if best == _NONE else best
+        row += 1
+    return row, used
+
+
+def _visit(values: U64, edges: U64, tables: Tables, marked: U64, crowded: U8, distance: int) -> I32:
+    """The keeper of every row; gives the pool the room that it needs."""
+    starts = np.searchsorted(marked, np.arange(tables.masks.size + 1, dtype=np.uint64) << np.uint64(48))
+    room = _BLOCKS + tables.masks.size
+    none = np.full(marked.size, -1, np.int64)
+    pool = _Pool(
+        none, none.copy(), np.zeros(marked.size, np.int64), np.empty(8 * room, np.uint64),
+        np.empty(8 * room, np.int32), np.full(room, -1, np.int64),
+    )  # fmt: skip
+    keeper = np.empty(values.size, np.int32)
+    row, used = 0, 0
+    while True:
+        row, used = _greedy(
+            values, edges, tables, marked, starts.astype(np.int64), crowded, distance, pool, row, used, keeper
+        )
+        if row == values.size:
+            return keeper
+        pool = pool._replace(
+            values=np.concatenate((pool.values, np.empty_like(pool.values))),
+            rows=np.concatenate((pool.rows, np.empty_like(pool.rows))),
+            next=np.concatenate((pool.next, np.full_like(pool.next, -1))),
+        )
+
+
+class _Job(NamedTuple):
+    """The tables with one first block, and the parts of them that are looked through at a time."""
+
+    first_table: int
+    last_table: int
+    counts: I64
+    first: int
+    last: int
 
 
 def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
@@ -354,51 +484,42 @@ def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -
     n = values.size
     if distance == 0 or n < 2:
         return np.arange(n, dtype=np.int32)
-    k = k or choose_blocks(values, distance)
-    masks = np.array([_mask(k, table) for table in itertools.combinations(range(k), k - distance)], np.uint64)
-    bits = np.minimum(
-        np.unpackbits(masks.view(np.uint8)).reshape(len(masks), -1).sum(axis=1).astype(np.int64), n.bit_length()
-    )
-    downs = (64 - bits).astype(np.uint64)
+    tables = make_tables(n, k or choose_blocks(values, distance), distance)
+    ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
+    crowded = np.zeros(n, np.uint8)
     scratch = max(1 << 16, _SCRATCH // max(1, threads))
 
-    def layout(t: int) -> list[tuple[int, int, int, I64, int, int]]:
-        coarse = min(int(bits[t]), max(0, n.bit_length() - _PART))
-        counts = np.zeros(1 << coarse, np.int64)
-        if coarse:
-            _histogram(values, masks[t], np.uint64(64 - coarse), counts)
-        else:
-            counts[0] = n
+    def layout(group: int) -> list[_Job]:
+        table, last_table = (ends[group - 1] if group else 0), ends[group]
+        counts = np.zeros(1 << int(tables.coarse[table]), np.int64)
+        _histogram(values, tables.firsts[table], tables.first_lows[table], int(tables.coarse[table]), counts)
         jobs, first, total = [], 0, np.cumsum(counts)
         while first < counts.size:
             before = int(total[first - 1]) if first else 0
             last = max(first + 1, int(np.searchsorted(total, before + scratch, side="right")))
-            jobs.append((t, coarse, int(bits[t]) - coarse, counts, first, last))
+            jobs.append(_Job(table, last_table, counts, first, last))
             first = last
         return jobs
 
-    def search(job: tuple[int, int, int, I64, int, int]) -> tuple[I32, I32, U64]:
-        t, coarse, fine, counts, first, last = job
-        return _search(values, masks, t, coarse, fine, counts, first, last, distance)
+    def search(job: _Job) -> tuple[U64, U64]:
+        rows = int(job.counts[job.first : job.last].sum()) + 1
+        return _search(
+            values, tables, job.first_table, job.last_table, job.counts, job.first, job.last, distance,
+            np.empty(rows, np.uint64), np.empty(rows, np.int32), crowded,
+        )  # fmt: skip
 
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            jobs = [job for jobs in pool.map(layout, range(masks.size)) for job in jobs]
+            jobs = [job for jobs in pool.map(layout, range(len(ends))) for job in jobs]
             found = list(pool.map(search, jobs))
     else:
-        jobs = [job for t in range(masks.size) for job in layout(t)]
-        found = [search(job) for job in jobs]
-    left, right = np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
-    marked = np.concatenate([part[2] for part in found])
-    marked_start = np.zeros(masks.size + 1, np.int64)
-    for job, part in zip(jobs, found, strict=True):
-        marked_start[job[0] + 1] += part[2].size
+        found = [search(job) for group in range(len(ends)) for job in layout(group)]
+    edges = np.concatenate([part[0] for part in found])
+    marked = np.concatenate([part[1] for part in found])
     del found
-    starts, earlier = np.zeros(n + 2, np.int64), np.empty(left.size, np.int32)
-    _by_later(n, left, right, starts, earlier)
-    keeper = np.empty(n, np.int32)
-    _greedy(values, starts, earlier, masks, downs, marked, np.cumsum(marked_start), distance, keeper)
-    return keeper
+    edges.sort()
+    marked.sort()
+    return _visit(values, edges, tables, marked, crowded, distance)
 
 
 @numba.njit(cache=True, nogil=True)

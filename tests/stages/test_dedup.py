@@ -243,6 +243,8 @@ class TestDecide:
     def test_dense_buckets_are_exact_too(self, distance: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Thousands of rows around one fingerprint, and rows that share most blocks without being near."""
         monkeypatch.setattr(_dedup_search, "_SCRATCH", 1 << 10)
+        monkeypatch.setattr(_dedup_search, "_BLOCKS", 1)
+        monkeypatch.setattr(_dedup_search, "_PART", 8)
         rng = np.random.default_rng(distance)
         far = rng.integers(0, 2**64, 1500, dtype=np.uint64) & np.uint64(0xFFFFF)
         values = np.concatenate([clustered(rng, 3000, 1, 6), far, clustered(rng, 1500, 300, 3)])
