@@ -382,11 +382,11 @@ def _greedy(
     masks, firsts, first_lows, coarses, keys, key_lows, downs, fines = tables  # once: each time counts references
     head, tail, fill, pool_values, pool_rows, pool_next = pool
     place = np.full(masks.size, -1, np.int64)
-    edge = int(np.searchsorted(edges, np.uint64(row) << np.uint64(32)))
+    edge = np.searchsorted(edges, np.uint64(row) << np.uint64(32))
     while row < values.size:
         best = _NONE
         while edge < edges.size and np.int64(edges[edge] >> np.uint64(32)) == row:
-            other = np.int64(edges[edge] & np.uint64(0xFFFFFFFF))
+            other: Any = np.int64(edges[edge] & np.uint64(0xFFFFFFFF))
             if best == _NONE and keeper[other] == other:
                 best = other
             edge += 1
