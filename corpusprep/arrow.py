@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from corpusprep.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
 
@@ -45,7 +46,7 @@ def string_buffers(
     return offsets, data
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def mix64(value: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64: a bijection of 64-bit integers whose bits all depend on each other."""
     value = np.uint64(value)
@@ -54,7 +55,7 @@ def mix64(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def hash_bytes(data: npt.NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
     """64-bit hash of `data[start:end]`, the same on every machine: eight bytes a step through `mix64`."""
     prime = np.uint64(0x9E3779B97F4A7C15)
@@ -75,7 +76,7 @@ def hash_bytes(data: npt.NDArray[np.uint8], start: int, end: int, seed: np.uint6
     return mix64(state ^ word)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _hash_all(offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8], seeds: U64, out: U64) -> None:
     for i in range(out.size):
         out[i] = hash_bytes(data, offsets[i], offsets[i + 1], seeds[i])
@@ -90,7 +91,7 @@ def hash_strings(column: pa.Array[Any] | pa.ChunkedArray[Any], seed: int | U64 =
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _mix_all(values: U64, keys: U64, out: U64) -> None:
     for i in range(out.size):
         out[i] = mix64(values[i] ^ mix64(keys[i] + np.uint64(0x9E3779B97F4A7C15)))

@@ -96,6 +96,11 @@ def run_command(
     click.echo()
     for note in result.notes:
         click.echo(f"note: {note}")
+    for stage, found in result.verified.items():
+        click.echo(
+            f"verified: {stage}, {found['agree']:,} of {found['compared']:,} values of {found['rows']:,} rows agree with "
+            f"{found['reference']}"
+        )
     if result.manifest is None:
         click.echo(
             f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to go on."

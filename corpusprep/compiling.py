@@ -1,4 +1,4 @@
-"""Compiles the kernels ahead of their first use; the compiled code is kept beside the modules or in the user's cache."""
+"""Compiles the kernels ahead of their first use; `corpusprep.kernels` says where the code is kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from corpusprep.engines.local import LocalEngine
+from corpusprep.kernels import remove_old
 
 _ROWS = 40
 
@@ -93,6 +94,7 @@ TASKS: dict[str, Callable[[], None]] = {
 
 def run_task(name: str) -> str:
     TASKS[name]()
+    remove_old()
     return name
 
 

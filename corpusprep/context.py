@@ -26,6 +26,7 @@ class RunResult:
         manifest: the content of `manifest.json`; None where the run was to stop early.
         made: pass -> parts made in this run.
         reused: pass -> parts that were there.
+        verified: stage -> how a sample agreed with a reference package.
         notes: what a reader of the result must know.
     """
 
@@ -33,6 +34,7 @@ class RunResult:
     manifest: dict[str, Any] | None = None
     made: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
+    verified: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

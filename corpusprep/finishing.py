@@ -248,6 +248,7 @@ def _manifest(
             "plan": plan.to_dict() if plan is not None else None,
         },
         "quality": {"cutoffs": cutoffs},
+        "verified": run.result.verified,
         "notes": run.result.notes,
         "files": files,
     }  # fmt: skip

@@ -23,6 +23,7 @@ from corpusprep.sources import Shard, Source, open_source
 from corpusprep.sources.texts import texts_identity
 from corpusprep.stages import balance
 from corpusprep.store import Store, lock
+from corpusprep.verifying import verify
 
 __all__ = ["RunResult", "dry_run", "run"]
 
@@ -146,6 +147,7 @@ def _take_steps(run: Context, sources: list[tuple[Source, list[Shard]]], until: 
     for unit in units:
         run.result.accounts.add(unit.read, unit.dropped)
         run.result.notes += [note for note in unit.problems if note not in run.result.notes]
+    verify(run, units)
     parts = [part for unit in units for part in unit.parts]
     if ends("langid"):
         return

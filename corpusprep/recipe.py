@@ -52,6 +52,9 @@ class Recipe(Settings):
     """Name of the mix, in its dataset card and manifest."""
     seed: int = Field(default=1, ge=0, lt=1 << 32)
     """Decides samples, quotas, templates and the shuffle."""
+    verify: int = Field(default=1000, ge=0)
+    """Rows, drawn by the seed, of which languages and fingerprints are computed again with fastText and the `simhash`
+    package; a value that differs stops the run. 0 trusts the kernels."""
     source: tuple[SourceSettings, ...] = Field(min_length=1)
     """The `[[source]]` tables, in the order in which their rows rank as first."""
     stage: tuple[UserStage, ...] = ()

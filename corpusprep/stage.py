@@ -39,6 +39,22 @@ class Outcome(NamedTuple):
     dropped: pa.Table
 
 
+class Agreement(NamedTuple):
+    """How far what was computed agrees with a reference package.
+
+    Attributes:
+        reference: the package and its version.
+        compared: values compared.
+        largest_difference: of two numbers that should be the same.
+        disagreements: for each value that disagrees the row of the table, what was computed, and what the reference says.
+    """
+
+    reference: str
+    compared: int
+    largest_difference: float
+    disagreements: list[tuple[int, str, str]]
+
+
 def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str]) -> Outcome:
     """Parts a table by a verdict a row.
 

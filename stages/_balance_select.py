@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from corpusprep.kernels import kernel
 
 # Rows that may be passed over, one after another, in search of one that fits what is left.
 _PATIENCE = 1000
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def take(
     tokens: npt.NDArray[np.int32], order: npt.NDArray[np.int64], target: int, copies: npt.NDArray[np.int32]
 ) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import mix64, string_buffers
+from corpusprep.kernels import kernel
 from corpusprep.stages import _languages
 from corpusprep.stages._clean_text import decode
 from corpusprep.stages._languages import DIGIT, LETTER, MARK, PUNCTUATION
@@ -78,12 +78,12 @@ class Features(NamedTuple):
     url_mismatch: npt.NDArray[np.bool_]
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _lower(byte: int) -> int:
     return byte + 32 if 65 <= byte <= 90 else byte
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
     """Whether `://` or `www.` stands anywhere: a cheap look that spares most texts the search at every word."""
     for k in range(start, end - 3):
@@ -94,7 +94,7 @@ def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _url_end(data, start, end):  # type: ignore[no-untyped-def]
     """Where the URL at `start` ends, or `start` if there is none. `start` is at the beginning of a word."""
     i = start
@@ -128,7 +128,7 @@ def _url_end(data, start, end):  # type: ignore[no-untyped-def]
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _site(data, start, end):  # type: ignore[no-untyped-def]
     """Hash of the longest label of a URL's host: the same for en.wikipedia.org and de.wikipedia.org."""
     i = start
@@ -160,7 +160,7 @@ def _site(data, start, end):  # type: ignore[no-untyped-def]
     return best_hash
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _measure(  # type: ignore[no-untyped-def]
     data, start, end, packed, digit, weights, expected, salt, counts, folded, digits, groups, seen
 ):  # fmt: skip
@@ -292,7 +292,7 @@ def _measure(  # type: ignore[no-untyped-def]
     return share, repeated, n_folded, n_digits, n_groups, sites, letter_set
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _occurs(digits, first, last, others, n_others):  # type: ignore[no-untyped-def]
     length = last - first
     for at in range(n_others - length + 1):
@@ -304,7 +304,7 @@ def _occurs(digits, first, last, others, n_others):  # type: ignore[no-untyped-d
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _number(digits, first, last):  # type: ignore[no-untyped-def]
     value = 0
     for k in range(first, min(last, first + 9)):
@@ -312,7 +312,7 @@ def _number(digits, first, last):  # type: ignore[no-untyped-def]
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_others):  # type: ignore[no-untyped-def]
     """How many numbers of two digits or more there are, and how many of them the other side lacks.
 
@@ -353,7 +353,7 @@ def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_o
     return total, lacking
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def]
     """1 - edit distance / length of the longer, if that is `least` or more, else 0."""
     longest = max(n, m)
@@ -403,7 +403,7 @@ def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def
     return np.float32(1) - np.float32(distance) / np.float32(longest)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _bits(word):  # type: ignore[no-untyped-def]
     word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -411,7 +411,7 @@ def _bits(word):  # type: ignore[no-untyped-def]
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _examine(  # type: ignore[no-untyped-def]
     src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, packed, digit, weights, least_same,
     src_counts, tgt_counts, src_script, tgt_script, src_repeated, tgt_repeated, same, numbers, url_mismatch,

@@ -14,7 +14,6 @@ import unicodedata
 from html.entities import html5
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpusprep.arrow import string_buffers
+from corpusprep.kernels import kernel
 from corpusprep.stages import _languages
 
 U8 = npt.NDArray[np.uint8]
@@ -118,7 +118,7 @@ def _tables() -> _Tables:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def decode(data: U8, i: int, end: int) -> tuple[Any, int]:
     """The code point that starts at `data[i]` and where the next one starts; U+FFFD for a byte that starts none."""
     byte = np.int64(data[i])
@@ -134,12 +134,12 @@ def decode(data: U8, i: int, end: int) -> tuple[Any, int]:
     return np.int64(0xFFFD), i + 1
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _is_letter(byte: int) -> bool:
     return (65 <= byte <= 90) or (97 <= byte <= 122)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _ascii_needs(data: U8, i: int, end: int) -> int:
     """What the ASCII character at i might need; spaces aside."""
     byte = data[i]
@@ -165,7 +165,7 @@ def _ascii_needs(data: U8, i: int, end: int) -> int:
     return 0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _scan(
     offsets: I64, data: U8, role: U8, compose: U8, order: U8,
     lead2: npt.NDArray[np.uint16], lead3: npt.NDArray[np.uint16], following: npt.NDArray[np.uint16], out: U8,
@@ -234,7 +234,7 @@ def _scan(
         out[row] = needs
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _copy(data: U8, start: int, end: int, out: U8, at: int) -> int:
     for k in range(start, end):
         out[at] = data[k]
@@ -242,7 +242,7 @@ def _copy(data: U8, start: int, end: int, out: U8, at: int) -> int:
     return at
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _tidy(offsets: I64, data: U8, role: U8, kind: U8, out_offsets: I64, out: U8) -> None:
     """The character pass: white space of all kinds becomes single spaces, invisible characters go.
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64, mix64
+from corpusprep.kernels import kernel
 from corpusprep.stages._dedup_text import I32, I64, SOURCE, U8, U32, Int, Tables, fold_text, hash_codes
 
 U16 = npt.NDArray[np.uint16]
@@ -62,13 +62,13 @@ class Index(NamedTuple):
         return state.hexdigest()
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _shorten(codes: U32, size: Int, out: U16) -> None:
     for i in range(size):
         out[i] = np.uint16((codes[i] ^ (codes[i] >> 16)) & 0xFFFF)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _hash_grams(codes: U16, size: Int, grams: U64) -> Int:
     """Writes the hashes, odd numbers, of all n-grams of `codes[:size]` to `grams`; returns how many."""
     count = size - GRAM + 1
@@ -86,7 +86,7 @@ def _hash_grams(codes: U16, size: Int, grams: U64) -> Int:
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _minimizers(grams: U64, count: Int, out: U32) -> int:
     """Writes 32 bits of each of the minimizers of `grams[:count]` to `out`; returns how many."""
     found = 0
@@ -108,13 +108,13 @@ def _minimizers(grams: U64, count: Int, out: U32) -> int:
     return found
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pair_hash(a: np.uint64, b: np.uint64) -> np.uint64:
     """The hash of two sides in either order."""
     return mix64(mix64(min(a, b)) ^ max(a, b))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _measure(offsets: I64, data: U8, t: Tables, sizes: I64, hashes: U64) -> None:
     longest = 0
     for i in range(sizes.size):
@@ -125,13 +125,13 @@ def _measure(offsets: I64, data: U8, t: Tables, sizes: I64, hashes: U64) -> None
         hashes[i] = hash_codes(codes, sizes[i], SOURCE)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pair_hashes(hashes: U64, first: I64, second: I64, out: U64) -> None:
     for i in range(out.size):
         out[i] = _pair_hash(hashes[first[i]], hashes[second[i]])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _fill(offsets: I64, data: U8, t: Tables, first: I64, second: I64, longest: int, codes: U16, starts: I64) -> None:
     """Writes the texts: side `first[i]`, and behind a separator side `second[i]` where that is not -1."""
     wide = np.empty(6 * longest + 8, np.uint32)
@@ -146,7 +146,7 @@ def _fill(offsets: I64, data: U8, t: Tables, first: I64, second: I64, longest: i
             _shorten(wide, size, codes[place + 1 :])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _entries(codes: U16, starts: I64, out: U64) -> int:
     """Writes hash << 32 | text for every minimizer of every text; returns how many."""
     longest = 0
@@ -163,7 +163,7 @@ def _entries(codes: U16, starts: I64, out: U64) -> int:
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _thin(entries: U64, minimizers: I32) -> Bool:
     """The entries to keep, of sorted ones without repetition; writes how many stand for each text to `minimizers`."""
     sizes = np.empty(entries.size, np.int32)
@@ -230,7 +230,7 @@ def build(offsets: I64, data: U8, first: I64, second: I64, t: Tables, min_chars:
     return Index(codes, starts, minimizers, grams, texts, np.append(prefixes, grams.size), short)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _share(
     codes: U16, size: Int, index: Index, down: np.uint64, least: float, grams: U64, chosen: U32, counts: I32, met: I32
 ) -> float:
@@ -286,7 +286,7 @@ def _share(
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def shares(
     src_offsets: I64, src: U8, tgt_offsets: I64, tgt: U8, t: Tables, index: Index,
     min_chars: int, least: float, out: npt.NDArray[np.float32],

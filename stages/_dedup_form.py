@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
+from corpusprep.kernels import kernel
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[n
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
     """Flaws of one text, and the class of the mark that it ends in (0: none)."""
     upper, lower, flawed, spaced = 0, 0, 0, False
@@ -107,7 +107,7 @@ def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
     return flawed, last
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _flaws(
     src_offsets: npt.NDArray[np.int64],
     src_data: Bytes,

@@ -21,13 +21,13 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
 from corpusprep.arrow import U64, mix64
+from corpusprep.kernels import kernel
 
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
@@ -130,7 +130,7 @@ def _low(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
     """A hash, of 63 bits, of the masked bits, the leading ones best. It spreads neighbours better than chance would.
 
@@ -139,7 +139,7 @@ def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
     return (((value & mask) >> low) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def collapse(fingerprints: U64, first: I32) -> int:
     """Writes to `first` (int32, (n,)) the index of the first row with the same fingerprint; returns how many are first.
 
@@ -185,14 +185,14 @@ def collapse(fingerprints: U64, first: I32) -> int:
     return distinct
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _histogram(values: U64, mask: np.uint64, low: np.uint64, coarse: int, counts: I64) -> None:
     down = np.uint64(63 - coarse)
     for i in range(values.size):
         counts[np.int64(_hash(values[i], mask, low) >> down)] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _meet(
     part: U64, key: np.uint64, low: np.uint64, down: np.uint64, fine: np.uint64, near: np.uint64,
     head: I32, chain: I32, meeting: I32,
@@ -223,7 +223,7 @@ def _meet(
     return meetings
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _deal(values: U64, mask: np.uint64, low: np.uint64, coarse: int, first: int, ends: I64, to: U64, rows: I32) -> None:
     """Deals the rows of some parts, in order, to where `ends` says that each part goes on.
 
@@ -238,7 +238,7 @@ def _deal(values: U64, mask: np.uint64, low: np.uint64, coarse: int, first: int,
         ends[part] = place + np.int64(part != last)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _search(
     values: U64,
     tables: Tables,
@@ -358,7 +358,7 @@ class _Pool(NamedTuple):
     next: I64
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _greedy(
     values: U64, edges: U64, tables: Tables, marked: U64, marked_start: I64, crowded: U8, distance: int, pool: _Pool,
     row: int, used: int, keeper: I32,
@@ -522,7 +522,7 @@ def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -
     return _visit(values, edges, tables, marked, crowded, distance)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _number(first: I32, rows: I32) -> None:
     """Makes `first`, the first row of the same fingerprint, that row's place among all such rows, listed in `rows`."""
     n = 0
@@ -535,7 +535,7 @@ def _number(first: I32, rows: I32) -> None:
             first[row] = first[first[row]]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _verdicts(text_hash: U64, place: I32, rows: I32, keepers: I32, exact: bool, verdict: U8, keeper: I64) -> None:
     """From the keepers of distinct fingerprints to a verdict a row."""
     for row in range(place.size):

@@ -18,11 +18,11 @@ import sys
 import unicodedata
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64, mix64
+from corpusprep.kernels import kernel
 
 UNICODE = unicodedata.unidata_version
 
@@ -146,7 +146,7 @@ def tables() -> Tables:
     return Tables(fold, np.array(sequences, np.int32), ccc, keys, composed, keys[order], composed[order])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _compose(first: Int, second: Int, t: Tables) -> Int:
     """What two characters compose to, or 0."""
     if 0x1100 <= first < 0x1113 and 0x1161 <= second < 0x1176:
@@ -160,7 +160,7 @@ def _compose(first: Int, second: Int, t: Tables) -> Int:
     return 0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
     """Appends a character that may combine to `out[:size]`, a text in NFC, so that it is in NFC again; the new size."""
     start = size - 1
@@ -226,7 +226,7 @@ def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
     return size
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _decode(data: U8, i: Int, end: Int) -> tuple[Int, Int]:
     """The code point at `data[i]` that is not ASCII, and where the next one starts; U+FFFD where the text is cut."""
     byte = np.int64(data[i])
@@ -239,7 +239,7 @@ def _decode(data: U8, i: Int, end: Int) -> tuple[Int, Int]:
     return (code if code < 0x110000 else 0xFFFD), i + length
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     """Writes the normalised form of the UTF-8 text `data[start:end]` to `out` and returns its length.
 
@@ -288,7 +288,7 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     return size
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
     """Exact 64-bit hash of `codes[:size]`."""
     state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
@@ -311,7 +311,7 @@ def feature_hash(marker: int, feature: str) -> int:
     return value ^ (value >> 31)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     value = np.uint64(marker)
     for k in range(n):
@@ -319,7 +319,7 @@ def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     return mix64(value)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add(planes: U64, level: int, bits: np.uint64) -> None:
     """Adds 2**level to the counters of the set bits. Counter b is spread over bit b of all planes."""
     while bits != 0:
@@ -329,7 +329,7 @@ def _add(planes: U64, level: int, bits: np.uint64) -> None:
         level += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int:
     """Counts the features of one text: its character n-grams, or the whole text where it is shorter than n.
 
@@ -387,7 +387,7 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def majority(planes: U64, count: Int) -> np.uint64:
     """The fingerprint: the bits that more than half of `count` features have (a tie is 0, as in `simhash`)."""
     least = np.uint64(count // 2 + 1)
@@ -401,7 +401,7 @@ def majority(planes: U64, count: Int) -> np.uint64:
     return above | equal
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def fingerprints(
     src_offsets: I64,
     src: U8,

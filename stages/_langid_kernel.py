@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from corpusprep.kernels import kernel
 
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
@@ -90,7 +91,7 @@ class Arrays(NamedTuple):
     right: I32
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, kinds: U8) -> Int:
     """Finds the dictionary's entries from `position` on; returns where they end, or -1 where the file ends before."""
     for i in range(starts.size):
@@ -109,7 +110,7 @@ def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, ki
     return position
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: Int, end: Int, value: np.uint64) -> Int:
     """The slot that holds the word `word[begin:end]` with this hash, or the free one where it belongs."""
     mask = slots.size - 1
@@ -127,7 +128,7 @@ def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: Int, en
     return slot
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
     """Fills the hash table of the dictionary's entries."""
     for i in range(starts.size):
@@ -138,7 +139,7 @@ def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
     return slots
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _key_slot(keys: I32, key: Int) -> Int:
     mask = keys.size - 1
     slot = (key * 0x9E3779B1 >> 15) & mask
@@ -147,7 +148,7 @@ def _key_slot(keys: I32, key: Int) -> Int:
     return slot
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def index_rows(pairs: I32, keys: I32, rows: I32, seen: U64) -> None:
     """Fills the hash table from kept buckets to rows."""
     for i in range(pairs.shape[0]):
@@ -158,7 +159,7 @@ def index_rows(pairs: I32, keys: I32, rows: I32, seen: U64) -> None:
         seen[key >> 6] |= np.uint64(1) << np.uint64(key & 63)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, count: int, hidden: F32) -> None:
     if codes.size:
         parts, width = centroids.shape[0], centroids.shape[2]
@@ -181,7 +182,7 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
                 hidden[k] += dense[row, k]
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def _row(model: Arrays, key: Int) -> Int:
     """The row of an n-gram's bucket, or -1 where it was pruned."""
     if not model.pruned:
@@ -191,7 +192,7 @@ def _row(model: Arrays, key: Int) -> Int:
     return np.int64(model.words + model.rows[_key_slot(model.keys, key)])
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def _word_rows(
     model: Arrays, word: U8, length: int, value: np.uint64, batch: I32, filled: int, hidden: F32
 ) -> tuple[int, int]:
@@ -250,7 +251,7 @@ def _word_rows(
     return filled, added
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _is_end(data: U8, start: Int, end: Int) -> bool:
     same = end - start == 4
     for k in range(4):
@@ -258,7 +259,7 @@ def _is_end(data: U8, start: Int, end: Int) -> bool:
     return same
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def _average(
     model: Arrays,
     data: U8,
@@ -362,7 +363,7 @@ def _average(
     return features
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
     """out = exp(x), correctly rounded but for the rarest cases; written so that it compiles to vector instructions."""
     magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, which lands in the low bits
@@ -386,7 +387,7 @@ def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
         out[k] = (1.0 + r * s) * powers[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _probabilities(
     loss: int, weights: F32, left: I32, right: I32, hidden: F32, x: F32, e: F32, turns: F64, powers: F64, out: F64
 ) -> None:
@@ -432,7 +433,7 @@ def _probabilities(
             out[right[k]] = p * (np.float64(e[k]) + _SHIFT)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p: F64) -> tuple[int, float]:
     """The most probable label of the tree and its probability, without a look at branches that cannot hold it."""
     labels = left.size + 1
@@ -459,7 +460,7 @@ def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p
     return best, best_p
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def predict_rows(
     model: Arrays,
     offsets: I64,
@@ -563,7 +564,7 @@ def predict_rows(
             of_rival[i] = best if count else 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def find_capitals(offsets: I64, data: U8, out: npt.NDArray[np.bool_]) -> int:
     """Marks the lines that may be in capitals throughout, those with no small letter of ASCII or basic Cyrillic and a byte
     of a script with case, and returns their number. The few that are marked are looked at again with Unicode in mind."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
+from corpusprep.kernels import kernel
 from corpusprep.stages import _quality_text as text
 from corpusprep.stages._quality_model1 import NULL
 
@@ -93,7 +93,7 @@ def make_side(keys: U64, kinds: U8, counts: I32, rows: I64) -> Side:
     return Side(keys, kinds, counts, np.maximum(counts.sum(0, dtype=np.int64), 1), rows, _slots(keys))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _slots(keys: U64) -> I32:
     size = 4
     while size < 2 * keys.size:
@@ -108,7 +108,7 @@ def _slots(keys: U64) -> I32:
     return slots
 
 
-@numba.njit(nogil=True)
+@kernel
 def _tag(e: int, f: int) -> np.uint32:
     """A hash of an entry, never 0."""
     mixed = np.uint32((np.uint32(e) + np.uint32(1)) * np.uint32(0x9E3779B1)) ^ np.uint32(
@@ -117,7 +117,7 @@ def _tag(e: int, f: int) -> np.uint32:
     return np.uint32(mixed) | np.uint32(1)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def make_table(starts: I64, targets: I32) -> tuple[U32, I32]:
     """`Model.tags` and `Model.places`."""
     size = 4
@@ -137,7 +137,7 @@ def make_table(starts: I64, targets: I32) -> tuple[U32, I32]:
     return tags, places
 
 
-@numba.njit(nogil=True)
+@kernel
 def row_hash(cut: text.Cut) -> np.uint64:
     """A hash of the normalised text: of its tokens in their order, before `distinct`."""
     state = np.uint64(0)
@@ -146,7 +146,7 @@ def row_hash(cut: text.Cut) -> np.uint64:
     return state
 
 
-@numba.njit(nogil=True)
+@kernel
 def fold_of(src: np.uint64, tgt: np.uint64) -> np.int64:
     """The fold of a row, by the hashes of its sides."""
     return np.int64(mix64(src ^ mix64(tgt + np.uint64(1))) % np.uint64(FOLDS))
@@ -155,7 +155,7 @@ def fold_of(src: np.uint64, tgt: np.uint64) -> np.int64:
 ROOM = 2 * text.MAX_TOKENS
 
 
-@numba.njit(nogil=True)
+@kernel
 def distinct(cut: text.Cut, room: I32) -> int:
     """Keeps the first of equal tokens, in place; returns how many are left. `room` is (ROOM,), all -1 before and after."""
     tokens, kinds = cut.tokens, cut.kinds
@@ -173,7 +173,7 @@ def distinct(cut: text.Cut, room: I32) -> int:
     return kept
 
 
-@numba.njit(nogil=True)
+@kernel
 def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
     """Numbers of those of n tokens that the rows outside the fold show twice or more; returns how many."""
     mask = np.uint64(side.slots.size - 1)
@@ -191,7 +191,7 @@ def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
     return known
 
 
-@numba.njit(nogil=True)
+@kernel
 def _clip(cut: text.Cut, n: int, share: float) -> int:
     """Cuts n code points to a share of them; a share above 1 is that much less 1, with the closing mark kept."""
     closed = share > 1
@@ -201,7 +201,7 @@ def _clip(cut: text.Cut, n: int, share: float) -> int:
     return kept
 
 
-@numba.njit(nogil=True)
+@kernel
 def _translate(
     model: Model, fold: Integer, table: F32, si: I32, ks: int, ti: I32, kt: int, sum_s: F32, sum_t: F32
 ) -> None:
@@ -228,7 +228,7 @@ def _translate(
                 p = (p + np.uint32(1)) & mask
 
 
-@numba.njit(nogil=True)
+@kernel
 def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: F32, tokens: int, x: F32) -> None:
     """The log-likelihood ratio of one side given the other, against its unigrams: into x[0:2] the mean of words and of pieces,
     x[2:4] the sum over the root of their number, x[4] the root of the number of words, x[5] the share of unknown tokens."""
@@ -255,7 +255,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
     x[5] = (tokens - n) / max(tokens, 1)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _length(src: int, tgt: int, length: F64, x: F32) -> None:
     """How far the lengths are from what is usual, in standard deviations, with kinks at 0, 1 and 2 on both sides."""
     z = np.log((tgt + 1.0) / (src + 1.0)) - length[0]
@@ -265,7 +265,7 @@ def _length(src: int, tgt: int, length: F64, x: F32) -> None:
         x[2 * k + 1] = min(max(-z - k, 0.0), 6.0)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     """How many of a's values are found in b, each of b's once."""
     used[:n_b] = 0
@@ -279,7 +279,7 @@ def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     return hits
 
 
-@numba.njit(nogil=True)
+@kernel
 def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
     """Words that both sides have: number and share of equal ones, of ones that begin alike, and names that sound alike."""
     n_s, n_t = s.counts[text.N_WORDS], t.counts[text.N_WORDS]
@@ -303,7 +303,7 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
         _heard(t, s, x[4:8])
 
 
-@numba.njit(nogil=True)
+@kernel
 def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
     """How many names of a are heard in b: into x[0] those of two consonants, x[1] of three, x[2] of more, x[3] not heard."""
     for k in range(a.counts[text.N_NAMES]):
@@ -338,7 +338,7 @@ def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
         x[k] = min(x[k], 4)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _agree(a: int, b: int, x: F32) -> None:
     """Whether both sides have a mark, only the source, only the target."""
     x[0] = 1.0 if a > 0 and b > 0 else 0.0
@@ -346,7 +346,7 @@ def _agree(a: int, b: int, x: F32) -> None:
     x[2] = 1.0 if b > 0 and a == 0 else 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def features(
     so: I64, sd: U8, to: I64, td: U8, src_row: I64, tgt_row: I64, clip: F32, folds: I64,
     tables: text.Tables, model: Model, table: F32, out: F32,
@@ -405,13 +405,13 @@ def features(
         x[TGT_LETTERS] = np.log(b[text.N_LETTERS] + 1.0)
 
 
-@numba.njit(nogil=True)
+@kernel
 def odds(score: float) -> float:
     """exp(-score), kept within what arithmetic can bear."""
     return float(np.exp(-min(max(score, -30.0), 30.0)))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def judge(x: F32, weights: F64, out: F32) -> None:
     """Probability that a row is a translation, (n,): the two regressions' odds against it add up. Sums in a fixed order."""
     k = x.shape[1]

@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import hash_strings, string_buffers
 from corpusprep.errors import RunError
+from corpusprep.kernels import kernel
 from corpusprep.stages import _quality_features as evidence
 from corpusprep.stages import _quality_text as text
 from corpusprep.stages._quality_features import FOLDS, N_FEATURES, Model, Side
@@ -196,7 +196,7 @@ def _fit_length(src: F32, tgt: F32) -> F64:
     return np.array([mean, max(float(v.mean() - slope * inverse.mean()), 0.005), slope])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I64, U64, U8, U64]:
     """All rows as distinct tokens: row r is `[at[r]:at[r + 1]]` of hashes and kinds; and a hash of each row's text."""
     rows = offsets.size - 1
@@ -224,7 +224,7 @@ def _tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I
     return at, tokens[:total].copy(), kinds[:total].copy(), whole
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _folds(src: U64, tgt: U64, out: I64) -> None:
     for i in range(out.size):
         out[i] = evidence.fold_of(src[i], tgt[i])
@@ -260,7 +260,7 @@ def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
     return weights
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
     """Logistic regression by Newton steps; the ridge is on standardised features, not on the constant.
 
@@ -310,7 +310,7 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
     return beta
 
 
-@numba.njit(nogil=True)
+@kernel
 def _solve(a: F64, b: F64) -> None:
     """Solves a x = b for a positive definite a, of which the lower half is read, by Cholesky's method, in place."""
     m = b.size

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from corpusprep.kernels import kernel
 
 U16 = npt.NDArray[np.uint16]
 I32 = npt.NDArray[np.int32]
@@ -43,7 +44,7 @@ class Links(NamedTuple):
     tgt_place: U16
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int, least: int) -> Links:
     """All pairs of tokens that stand together in `least` rows at least."""
     rows = src.at.size - 1
@@ -123,7 +124,7 @@ def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int, least: int) -> Links:
     return Links(starts, targets[:total].copy(), at, entry, src_place, tgt_place)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def train(
     links: Links, src: Rows, tgt: Rows, folds: I64, fold: int, src_share: F32, tgt_share: F32, rounds: int
 ) -> F32:

@@ -6,12 +6,12 @@ import functools
 import unicodedata
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
 from corpusprep.codes import language_of
+from corpusprep.kernels import kernel
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -165,7 +165,7 @@ class Cut(NamedTuple):
 # safe in it when workers compile side by side.
 
 
-@numba.njit(nogil=True)
+@kernel
 def make_cut(longest: int) -> Cut:
     """Room for rows of up to `longest` bytes."""
     return Cut(
@@ -176,7 +176,7 @@ def make_cut(longest: int) -> Cut:
     )  # fmt: skip
 
 
-@numba.njit(nogil=True)
+@kernel
 def decode(data: U8, start: int, end: int, out: U32) -> int:
     """UTF-8 bytes `data[start:end]` as code points into `out`; returns how many."""
     n = 0
@@ -210,7 +210,7 @@ def decode(data: U8, start: int, end: int, out: U32) -> int:
     return n
 
 
-@numba.njit(nogil=True)
+@kernel
 def _hash(points: U32, start: int, end: int, salt: np.uint64) -> np.uint64:
     state = salt
     for i in range(start, end):
@@ -219,12 +219,12 @@ def _hash(points: U32, start: int, end: int, salt: np.uint64) -> np.uint64:
     return mix64(state)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _class(point: np.uint32, classes: U8) -> np.int64:
     return np.int64(classes[point]) if point < _POINTS else np.int64(IDEOGRAPH)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _mark(point: np.uint32, counts: I64) -> None:
     """Counts a punctuation mark of any script."""
     p = point
@@ -250,7 +250,7 @@ def _mark(point: np.uint32, counts: I64) -> None:
         counts[QUOTES] += 1
 
 
-@numba.njit(nogil=True)
+@kernel
 def _add(token: np.uint64, kind: int, cut: Cut) -> None:
     k = cut.counts[N_TOKENS]
     if k < MAX_TOKENS:
@@ -259,7 +259,7 @@ def _add(token: np.uint64, kind: int, cut: Cut) -> None:
         cut.counts[N_TOKENS] = k + 1
 
 
-@numba.njit(nogil=True)
+@kernel
 def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     """Reads a number from place i, thousands separators left out; returns the place after it."""
     points = cut.points
@@ -286,7 +286,7 @@ def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     return i
 
 
-@numba.njit(nogil=True)
+@kernel
 def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
     """Keeps the consonants of `points[start:end]`, repeats run together, if there are two at least."""
     k = cut.counts[N_NAMES]
@@ -308,7 +308,7 @@ def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
         cut.counts[N_NAMES] = k + 1
 
 
-@numba.njit(nogil=True)
+@kernel
 def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
     """Fills the room of a side from its n code points in `cut.points`, which are folded in place."""
     points, counts = cut.points, cut.counts

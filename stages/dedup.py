@@ -7,6 +7,7 @@ Hamming distance. Duplicates are decided greedily: a row is dropped only if it i
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from corpusprep.arrow import U64, hash_strings, string_buffers
 from corpusprep.errors import SettingsError
-from corpusprep.stage import PROVENANCE, Outcome, StageSettings, split
+from corpusprep.stage import PROVENANCE, Agreement, Outcome, StageSettings, split
 
 REASONS = ["dedup.exact", "dedup.near"]
 
@@ -156,6 +157,19 @@ def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
         return _dedup_text.feature_hash(ord(feature[0]), feature[1:]) if feature[0] in "\1\2" else 0
 
     return int(simhash.Simhash(features, f=64, hashfunc=hash_feature).value)
+
+
+def compare_with_reference(table: pa.Table, settings: DedupSettings) -> Agreement:
+    """Compares the fingerprints of n rows with those that the `simhash` package makes (slow: for samples)."""
+    wrong = []
+    columns = (table["src"].to_pylist(), table["tgt"].to_pylist(), table["fingerprint"].to_pylist())
+    for row, (src, tgt, found) in enumerate(zip(*columns, strict=True)):
+        right = reference_fingerprint(src or "", tgt or "", settings)
+        if found != right:
+            wrong.append((row, f"{found:016x}", f"{right:016x}"))
+    version = importlib.metadata.version("simhash")
+    apart = max((bin(int(a, 16) ^ int(b, 16)).count("1") for _, a, b in wrong), default=0)
+    return Agreement(f"simhash {version}", table.num_rows, apart, wrong)
 
 
 def decide(

@@ -20,6 +20,7 @@ A language that the model has no label for is not judged; the other side of its 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from pydantic import Field, field_validator
 from corpusprep.arrow import string_buffers
 from corpusprep.codes import canonical, explicit, language_of, script_of
 from corpusprep.errors import SettingsError
-from corpusprep.stage import Outcome, Settings, StageSettings, split
+from corpusprep.stage import Agreement, Outcome, Settings, StageSettings, split
 from corpusprep.stages._langid_model import Model, read_model
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -141,6 +142,48 @@ def langid(table: pa.Table, settings: LangidSettings | None = None) -> Outcome:
     verdict[wrong[0]] = 2
     verdict[(wrong[0] | wrong[1]) & exchanged[0] & exchanged[1]] = 1
     return split(table, verdict, REASONS)
+
+
+def compare_with_reference(table: pa.Table, settings: LangidSettings | None = None) -> Agreement:
+    """Compares what `langid` wrote with what fastText itself predicts with the same model (slow: for samples).
+
+    Args:
+        table: n rows with text, `src_lid`, `src_lid_prob`, `tgt_lid` and `tgt_lid_prob`.
+        settings: the model.
+
+    Returns:
+        2 n comparisons. Values agree where the probabilities are within 1e-5 and the labels are the same; of two labels
+        within 1e-5 of each other either may be first.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
+    import fasttext
+
+    settings = settings or LangidSettings()
+    load_model(settings)  # fastText ends the process over a damaged file; this says what is wrong with it
+    model = fasttext.load_model(model_files(settings)[0])
+    largest, wrong = 0.0, []
+    for side in ("src", "tgt"):
+        offsets, data = _model_text(table[side])
+        found = zip(table[f"{side}_lid"].to_pylist(), table[f"{side}_lid_prob"].to_pylist(), strict=True)
+        for row, (label, probability) in enumerate(found):
+            text = data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "replace").replace("\n", " ")
+            names, chances = model.predict(text, 2, 0.0)
+            answers = {
+                name.removeprefix("__label__"): min(1.0, float(p)) for name, p in zip(names, chances, strict=True)
+            }
+            best = max(answers.values(), default=None)
+            apart = abs((probability or 0.0) - (best or 0.0))
+            largest = max(largest, apart)
+            if (
+                (label is None) != (best is None)
+                or apart > 1e-5
+                or abs(answers.get(label, -1.0) - (best or -1.0)) > 1e-5
+            ):
+                wrong.append((row, f"{side} {label} {probability}", f"{side} {next(iter(answers), None)} {best}"))
+    version = importlib.metadata.version("fasttext-predict")
+    return Agreement(f"fasttext-predict {version}", 2 * table.num_rows, largest, wrong)
 
 
 def model_files(settings: LangidSettings) -> list[str]:

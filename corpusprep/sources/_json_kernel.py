@@ -7,10 +7,10 @@ neighbours.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from corpusprep.kernels import kernel
 from corpusprep.sources.lines import Bytes, Spans
 
 ABSENT, PLAIN, ESCAPED, NUMBER = 0, 1, 2, 3
@@ -18,14 +18,14 @@ _DEPTH = 32
 Kinds = npt.NDArray[np.int8]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _space(data: Bytes, i: int, end: int) -> int:
     while i < end and (data[i] == 32 or data[i] == 9 or data[i] == 13):
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _hex4(data: Bytes, i: int, end: int) -> int:
     """The value of four hexadecimal digits, or -1."""
     if i + 4 > end:
@@ -45,7 +45,7 @@ def _hex4(data: Bytes, i: int, end: int) -> int:
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _escape(data: Bytes, i: int, end: int) -> int:
     """The end of an escape that begins at i (of both halves where it is a surrogate pair), or -1."""
     if i + 1 >= end:
@@ -69,7 +69,7 @@ def _escape(data: Bytes, i: int, end: int) -> int:
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _string(data: Bytes, i: int, end: int) -> tuple[int, bool]:
     """The end of a string that opens at i (the place of its closing quote), and whether it has escapes; -1: unsure."""
     escaped = False
@@ -102,7 +102,7 @@ def _string(data: Bytes, i: int, end: int) -> tuple[int, bool]:
     return -1, escaped
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _number(data: Bytes, i: int, end: int) -> int:
     """The end of a number that begins at i, or -1."""
     begin = i
@@ -132,7 +132,7 @@ def _number(data: Bytes, i: int, end: int) -> int:
     return i if i - begin < 200 else -1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _word(data: Bytes, i: int, end: int) -> int:
     """The end of true, false or null at i, or -1."""
     if i + 4 <= end:
@@ -146,7 +146,7 @@ def _word(data: Bytes, i: int, end: int) -> int:
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _skip(data: Bytes, i: int, end: int) -> int:
     """The end of any value that begins at i, or -1 where it is unsound or very deep."""
     inside = np.empty(_DEPTH, np.uint8)  # 123 an object, 91 an array
@@ -208,7 +208,7 @@ def _skip(data: Bytes, i: int, end: int) -> int:
             break
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _same(data: Bytes, start: int, end: int, names: Bytes, name_start: int, name_end: int) -> bool:
     if end - start != name_end - name_start:
         return False
@@ -218,7 +218,7 @@ def _same(data: Bytes, start: int, end: int, names: Bytes, name_start: int, name
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _record(
     data: Bytes,
     i: int,
@@ -301,7 +301,7 @@ def _record(
             i = after + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def scan(
     data: Bytes,
     starts: Spans,
@@ -334,7 +334,7 @@ def scan(
         sure[i] = _record(data, starts[i], ends[i], names, name_ends, levels, numeric, begins[i], finishes[i], kinds[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _put(code: int, out: Bytes, n: int) -> int:
     """Writes a code point as UTF-8; returns the place behind it."""
     if code < 0x80:
@@ -356,7 +356,7 @@ def _put(code: int, out: Bytes, n: int) -> int:
     return n + 4
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def unescape(data: Bytes, starts: Spans, ends: Spans, kinds: Kinds, out: Bytes, places: Spans) -> None:
     """Writes n strings one after the other without their escapes; `places` (n + 1) are their bounds.
 

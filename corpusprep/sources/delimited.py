@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from corpusprep.kernels import kernel
 from corpusprep.sources.base import (
     COLUMNS,
     LANGUAGE,
@@ -61,7 +61,7 @@ class Table(NamedTuple):
         return self.cuts[:, column] + 1, self.cuts[:, column + 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _cut(data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]) -> None:
     width = cuts.shape[1] - 1
     for i in range(starts.size):
@@ -92,7 +92,7 @@ def _cut(data: Bytes, starts: Spans, ends: Spans, cuts: npt.NDArray[np.int64], c
             cuts[i, column] = end
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _decimals(
     data: Bytes, starts: Spans, ends: Spans, out: npt.NDArray[np.float64], state: npt.NDArray[np.int8]
 ) -> None:
@@ -130,7 +130,7 @@ def _decimals(
         out[i] = -(mantissa / scale) if negative else mantissa / scale
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _cut_and_read(
     data: Bytes,
     starts: Spans,

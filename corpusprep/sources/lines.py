@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.errors import InputError
+from corpusprep.kernels import kernel
 from corpusprep.sources.base import ENCODING, LINE_LENGTH, NUL, TRUNCATED
 
 Bytes = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ class Lines(NamedTuple):
     spoilt: dict[int, int]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _feeds(data: Bytes, begin: int, end: int, out: Spans, n: int) -> int:
     """Writes where line feeds stand in `data[begin:end]` behind the first n places; returns how many there are then.
 
@@ -66,7 +66,7 @@ def _feeds(data: Bytes, begin: int, end: int, out: Spans, n: int) -> int:
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _gather(data: Bytes, starts: Spans, ends: Spans, offsets: npt.NDArray[np.int32], out: Bytes) -> None:
     for i in range(starts.size):
         source, sink = data[starts[i] : ends[i]], out[offsets[i] : offsets[i + 1]]
@@ -81,7 +81,7 @@ def _gather(data: Bytes, starts: Spans, ends: Spans, offsets: npt.NDArray[np.int
             place[j] = part[j]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def valid_utf8(data: Bytes, start: int, end: int) -> bool:
     """Whether `data[start:end]` is UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF."""
     i = start
@@ -118,7 +118,7 @@ def valid_utf8(data: Bytes, start: int, end: int) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _check(data: Bytes, starts: Spans, ends: Spans, encoding: int, nul: int, out: npt.NDArray[np.int8]) -> None:
     for i in range(starts.size):
         if out[i] != 0:
