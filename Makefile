@@ -39,9 +39,8 @@ check: $(STAMP)  ## format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## what is measured, not asserted; DATA=folder with planted defects
-	$(BIN)/python tests/benchmarks/kernels.py
-	$(if $(DATA),$(BIN)/python tests/benchmarks/planted.py $(DATA))
+bench: $(STAMP)  ## against peers, into tests/benchmarks/RESULTS.md: PARTS=langid,search,... DATA=folder with real text
+	$(BIN)/python tests/benchmarks/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(DATA),--data $(DATA))
 
 wheel: $(STAMP)  ## a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

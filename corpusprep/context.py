@@ -48,6 +48,8 @@ class Context:
     engine: Engine
     progress: Progress
     result: RunResult
+    workers: int = 1
+    """Processes of the engine, where it is known."""
 
     def map(
         self,

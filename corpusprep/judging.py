@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,6 +37,9 @@ def find_duplicates(run: Context, parts: Sequence[Part]) -> dict[str, str]:
         else:
             task = passes.DedupTask(name, tuple(members), tuple(files), settings)
             tasks.append((task, sum(part.rows for part in members)))
+    # Where there are fewer partitions than workers, each has several workers' cores.
+    threads = max(1, run.workers // max(1, len(tasks)))
+    tasks = [(replace(task, threads=threads), rows) for task, rows in tasks]
     for _ in run.map("find duplicates", passes.run_dedup, tasks, made="dedup"):
         pass
     return decisions

@@ -279,6 +279,7 @@ class DedupTask:
     parts: tuple[Part, ...]
     outputs: tuple[str, ...]
     settings: dedup.DedupSettings
+    threads: int = 1
 
 
 def run_dedup(task: DedupTask) -> str:
@@ -306,7 +307,7 @@ def run_dedup(task: DedupTask) -> str:
     hashes = rows["text_hash"].to_numpy()
     if order is not None:
         fingerprints, hashes = fingerprints[order], hashes[order]
-    verdict, keeper = dedup.decide(fingerprints, hashes, task.settings)
+    verdict, keeper = dedup.decide(fingerprints, hashes, task.settings, task.threads)
     if order is not None:
         unordered, keepers = np.empty_like(verdict), np.empty_like(keeper)
         unordered[order], keepers[order] = verdict, order[keeper]

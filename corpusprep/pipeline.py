@@ -88,7 +88,8 @@ def run(
         if engine is None:
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
-        context = Context(recipe, out, store, engine, progress or Progress(), RunResult(Accounts(stages)))
+        result = RunResult(Accounts(stages))
+        context = Context(recipe, out, store, engine, progress or Progress(), result, getattr(engine, "workers", 1))
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result

@@ -2,7 +2,7 @@
 
 A row is dropped only if it lies within the distance of an earlier row that is kept. The way there:
 
-1. Equal fingerprints are collapsed, so that boilerplate costs a look-up a row.
+1. Rows with equal fingerprints count as one, so that boilerplate costs a look-up a row.
 2. Two fingerprints within distance d agree on at least k - d of k blocks of bits (Manku et al., "Detecting
    near-duplicates for web crawling", WWW 2007). For each choice of k - d blocks, a table, rows that agree on these blocks
    are compared: this gives the edges of the graph of near rows. Tables that begin with the same block share the work:
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
-from corpusprep.arrow import U64, mix64
+from corpusprep.arrow import U64
 from corpusprep.kernels import kernel
 
 U8 = npt.NDArray[np.uint8]
@@ -66,7 +66,7 @@ def _mask(k: int, chosen: tuple[int, ...]) -> int:
 def choose_blocks(fingerprints: U64, distance: int) -> int:
     """The number of blocks that makes the search cheapest, judged by the buckets of a sample."""
     n = fingerprints.size
-    sample = fingerprints[:: max(1, n // 30_000)]
+    sample = np.unique(fingerprints[:: max(1, n // 30_000)])
     best, best_cost = distance + 1, np.inf
     for k in range(distance + 1, distance + 5):
         tables = list(itertools.combinations(range(k), k - distance))
@@ -140,49 +140,37 @@ def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
 
 
 @kernel
-def collapse(fingerprints: U64, first: I32) -> int:
-    """Writes to `first` (int32, (n,)) the index of the first row with the same fingerprint; returns how many are first.
+def _collapse(part_values: U64, part_rows: I32, starts: I64, sizes: I64, first: I32) -> None:
+    """Writes to `first` which row of the same fingerprint comes first, for every row of some parts, and leaves only these
+    rows in the parts: `sizes` says how many.
 
-    Rows are dealt, in order, into parts by a hash of the fingerprint; each part has a hash table that fits the cache.
+    Equal fingerprints are in one part, in their order; each part has a hash table that fits the cache.
     """
-    n = fingerprints.size
-    bits = 0
-    while n >> bits > 32768 and bits < 14:
+    bits = 2
+    while 1 << bits < 3 * sizes.max():
         bits += 1
-    down = np.uint64(63 - bits)
-    starts = np.zeros((1 << bits) + 1, np.int64)
-    for i in range(n):
-        starts[np.int64(mix64(fingerprints[i]) >> np.uint64(1) >> down) + 1] += 1
-    largest = starts.max()
-    for p in range(1 << bits):
-        starts[p + 1] += starts[p]
-    values, rows, ends = np.empty(n, np.uint64), np.empty(n, np.int32), starts[:-1].copy()
-    for i in range(n):
-        part = np.int64(mix64(fingerprints[i]) >> np.uint64(1) >> down)
-        place = ends[part]
-        values[place], rows[place] = fingerprints[i], i
-        ends[part] = place + 1
-    size = 2
-    while size < 2 * largest:
-        size *= 2
-    keys, owner = np.empty(size, np.uint64), np.empty(size, np.int32)
-    distinct = 0
-    for p in range(1 << bits):
-        low, high = starts[p], starts[p + 1]
-        size = 2
-        while size < 2 * (high - low):
-            size *= 2
-        owner[:size] = -1
-        for place in range(low, high):
-            value = values[place]
-            slot = np.int64(mix64(value) & np.uint64(size - 1))
-            while owner[slot] >= 0 and keys[slot] != value:
-                slot = (slot + 1) & (size - 1)
-            if owner[slot] < 0:
-                owner[slot], keys[slot] = rows[place], value
-                distinct += 1
-            first[rows[place]] = owner[slot]
-    return distinct
+    owner = np.empty(1 << bits, np.int32)  # the place of a row in its part, counted from 1
+    for p in range(sizes.size):
+        bits = 2
+        while 1 << bits < 3 * sizes[p]:
+            bits += 1
+        owner[: 1 << bits] = 0
+        down, last = np.uint64(64 - bits), (1 << bits) - 1
+        begin = starts[p] - 1
+        kept = 0
+        for i in range(1, sizes[p] + 1):
+            value, row = part_values[begin + i], part_rows[begin + i]
+            slot = np.int64((value * np.uint64(0x9E3779B97F4A7C15)) >> down)
+            j = owner[slot]
+            while j > 0 and part_values[begin + j] != value:
+                slot = (slot + 1) & last
+                j = owner[slot]
+            if j == 0:
+                kept += 1
+                owner[slot] = j = kept
+                part_values[begin + kept], part_rows[begin + kept] = value, row
+            first[row] = part_rows[begin + j]
+        sizes[p] = kept
 
 
 @kernel
@@ -224,60 +212,55 @@ def _meet(
 
 
 @kernel
-def _deal(values: U64, mask: np.uint64, low: np.uint64, coarse: int, first: int, ends: I64, to: U64, rows: I32) -> None:
-    """Deals the rows of some parts, in order, to where `ends` says that each part goes on.
+def _deal(
+    values: U64, mask: np.uint64, low: np.uint64, coarse: int, part: int, ends: I64, to: U64, rows: I32, only: I32
+) -> None:
+    """Deals the rows of some parts, from `part` on, in order, to where `ends` says that each part goes on.
 
     Rows of other parts go where the last item of `ends` says, over and over: a branch would be guessed wrong too often.
+
+    Args:
+        only: deals row i only if `only[i] == i`; all rows where it is empty.
     """
     down = np.uint64(63 - coarse)
     last = np.uint64(ends.size - 1)
     for i in range(values.size):
-        part = min((_hash(values[i], mask, low) >> down) - np.uint64(first), last)
-        place = ends[part]
+        which = min((_hash(values[i], mask, low) >> down) - np.uint64(part), last)
+        if only.size and only[i] != i:
+            which = last
+        place = ends[which]
         to[place], rows[place] = values[i], i
-        ends[part] = place + np.int64(part != last)
+        ends[which] = place + np.int64(which != last)
 
 
 @kernel
 def _search(
-    values: U64,
     tables: Tables,
     first_table: int,
     last_table: int,
-    counts: I64,
-    first: int,
-    last: int,
-    distance: int,
+    part: int,
+    starts: I64,
+    sizes: I64,
     part_values: U64,
     part_rows: I32,
+    distance: int,
     crowded: U8,
 ) -> tuple[U64, U64]:
-    """Compares the rows of the parts `first` to `last - 1` through the tables `first_table` to `last_table - 1`.
+    """Compares the rows of some parts through the tables `first_table` to `last_table - 1`.
 
     Args:
-        values: fingerprints in rank order.
         tables: all tables; those looked through have their first block in common.
-        counts: rows of every part.
+        part: the number of the first part.
+        starts, sizes: where in `part_values` and `part_rows` each part starts, from 1, and its rows.
         distance: bits in which near rows may differ.
-        part_values, part_rows: scratch for the rows of the parts, and one more.
         crowded: 1 is written for the rows of marked buckets, uint8 (n,).
 
     Returns:
         Edges as `later << 32 | earlier`, in no order; a pair that several tables see is given by the first. And the
         buckets that were marked, as `table << 48 | part << fine | bucket`.
     """
-    masks, firsts, first_lows, coarses, keys, key_lows, downs, fines = tables
-    starts = np.zeros(last - first + 1, np.int64)
-    starts[0] = 1
-    largest = 0
-    for p in range(first, last):
-        starts[p - first + 1] = starts[p - first] + counts[p]
-        largest = max(largest, counts[p])
-    ends = starts.copy()
-    ends[last - first] = 0
-    coarse = coarses[first_table]
-    _deal(values, firsts[first_table], first_lows[first_table], coarse, first, ends, part_values, part_rows)
-
+    masks, _, _, _, keys, key_lows, downs, fines = tables  # once: each time counts references
+    part_values[0] = 0
     edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
     edge_count, mark_count = 0, 0
     near = np.uint64(distance)
@@ -285,30 +268,30 @@ def _search(
     for table in range(first_table, last_table):
         finest = max(finest, fines[table])
     head, found = np.empty(1 << finest, np.int32), np.empty(1 << finest, np.int32)
-    chain, meeting = np.zeros(largest + 1, np.int32), np.empty(largest, np.int32)
-    for p in range(last - first):
-        begin, end = starts[p], starts[p + 1]
-        if end - begin < 2:
+    chain, meeting = np.zeros(sizes.max() + 1, np.int32), np.empty(sizes.max(), np.int32)
+    for p in range(sizes.size):
+        begin, end = starts[p], starts[p] + sizes[p]
+        if sizes[p] < 2:
             continue
-        part = part_values[begin - 1 : end]
+        some = part_values[begin - 1 : end]
         for table in range(first_table, last_table):
             mask, key, low, down, fine = masks[table], keys[table], key_lows[table], downs[table], fines[table]
             fine_mask = np.uint64((1 << fine) - 1)
             head[: 1 << fine] = 0
-            meetings = _meet(part, key, low, down, fine_mask, near, head, chain, meeting)
+            meetings = _meet(some, key, low, down, fine_mask, near, head, chain, meeting)
             if meetings:
                 found[: 1 << fine] = 0
             marked_before = mark_count
             for at in range(meetings):
                 i = meeting[at]
-                value = part[i]
+                value = some[i]
                 q = np.int64((_hash(value, key, low) >> down) & fine_mask)
                 if found[q] == _MARKED:
                     continue
                 steps = 0
                 j = chain[i]
                 while j > 0:
-                    differ = value ^ part[j]
+                    differ = value ^ some[j]
                     if popcount(differ) <= near and differ & mask == 0:
                         known = False  # an earlier table sees this pair too
                         for earlier in range(table):
@@ -332,11 +315,11 @@ def _search(
                         more = np.empty(2 * mark_count, np.uint64)
                         more[:mark_count] = marked
                         marked = more
-                    marked[mark_count] = np.uint64((table << 48) | ((first + p) << fine) | q)
+                    marked[mark_count] = np.uint64((table << 48) | ((part + p) << fine) | q)
                     mark_count += 1
             if mark_count > marked_before:
-                for i in range(1, part.size):
-                    if found[np.int64((_hash(part[i], key, low) >> down) & fine_mask)] == _MARKED:
+                for i in range(1, some.size):
+                    if found[np.int64((_hash(some[i], key, low) >> down) & fine_mask)] == _MARKED:
                         crowded[part_rows[begin + i - 1]] = 1
     return edges[:edge_count].copy(), marked[:mark_count].copy()
 
@@ -360,13 +343,14 @@ class _Pool(NamedTuple):
 
 @kernel
 def _greedy(
-    values: U64, edges: U64, tables: Tables, marked: U64, marked_start: I64, crowded: U8, distance: int, pool: _Pool,
-    row: int, used: int, keeper: I32,
+    values: U64, first: I32, edges: U64, tables: Tables, marked: U64, marked_start: I64, crowded: U8, distance: int,
+    pool: _Pool, row: int, used: int, keeper: I32,
 ) -> tuple[int, int]:  # fmt: skip
     """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
 
     Args:
-        values: distinct fingerprints in rank order.
+        values: fingerprints in rank order.
+        first: the first row with the same fingerprint.
         edges: `later << 32 | earlier`, ascending.
         tables: what makes the buckets.
         marked: the marked buckets, ascending; `marked_start` says where each table's start.
@@ -384,6 +368,10 @@ def _greedy(
     place = np.full(masks.size, -1, np.int64)
     edge = np.searchsorted(edges, np.uint64(row) << np.uint64(32))
     while row < values.size:
+        if first[row] != row:
+            keeper[row] = keeper[first[row]]
+            row += 1
+            continue
         best = _NONE
         while edge < edges.size and np.int64(edges[edge] >> np.uint64(32)) == row:
             other: Any = np.int64(edges[edge] & np.uint64(0xFFFFFFFF))
@@ -438,7 +426,7 @@ def _greedy(
     return row, used
 
 
-def _visit(values: U64, edges: U64, tables: Tables, marked: U64, crowded: U8, distance: int) -> I32:
+def _visit(values: U64, first: I32, edges: U64, tables: Tables, marked: U64, crowded: U8, distance: int) -> I32:
     """The keeper of every row; gives the pool the room that it needs."""
     starts = np.searchsorted(marked, np.arange(tables.masks.size + 1, dtype=np.uint64) << np.uint64(48))
     room = _BLOCKS + tables.masks.size
@@ -451,7 +439,7 @@ def _visit(values: U64, edges: U64, tables: Tables, marked: U64, crowded: U8, di
     row, used = 0, 0
     while True:
         row, used = _greedy(
-            values, edges, tables, marked, starts.astype(np.int64), crowded, distance, pool, row, used, keeper
+            values, first, edges, tables, marked, starts.astype(np.int64), crowded, distance, pool, row, used, keeper
         )
         if row == values.size:
             return keeper
@@ -467,80 +455,77 @@ class _Job(NamedTuple):
 
     first_table: int
     last_table: int
+    part: int
     counts: I64
-    first: int
-    last: int
 
 
-def greedy(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
+def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
     """The keeper of every row: itself, or the earliest kept row within the distance, shape (n,).
 
     Args:
-        values: n < 2**31 distinct fingerprints in rank order.
+        values: n < 2**31 fingerprints in rank order.
         distance: bits in which near rows may differ, 0 to 8.
         threads: how many to use; the result does not depend on it.
         k: the number of blocks, if it is not to be chosen here.
     """
     n = values.size
-    if distance == 0 or n < 2:
-        return np.arange(n, dtype=np.int32)
-    tables = make_tables(n, k or choose_blocks(values, distance), distance)
+    tables = make_tables(n, k or (choose_blocks(values, distance) if distance else 1), distance)
     ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
-    crowded = np.zeros(n, np.uint8)
+    first, crowded = np.empty(n, np.int32), np.zeros(n, np.uint8)
     scratch = max(1 << 16, _SCRATCH // max(1, threads))
 
     def layout(group: int) -> list[_Job]:
-        table, last_table = (ends[group - 1] if group else 0), ends[group]
-        counts = np.zeros(1 << int(tables.coarse[table]), np.int64)
-        _histogram(values, tables.firsts[table], tables.first_lows[table], int(tables.coarse[table]), counts)
-        jobs, first, total = [], 0, np.cumsum(counts)
-        while first < counts.size:
-            before = int(total[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(total, before + scratch, side="right")))
-            jobs.append(_Job(table, last_table, counts, first, last))
-            first = last
+        table, coarse = (ends[group - 1] if group else 0), int(tables.coarse[ends[group] - 1])
+        counts = np.zeros(1 << coarse, np.int64)
+        _histogram(values, tables.firsts[table], tables.first_lows[table], coarse, counts)
+        jobs, part, total = [], 0, np.cumsum(counts)
+        share = min(scratch, -(-n // threads)) if group == 0 else scratch  # the first group has no other beside it
+        while part < counts.size:
+            before = int(total[part - 1]) if part else 0
+            last = max(part + 1, int(np.searchsorted(total, before + share, side="right")))
+            jobs.append(_Job(table, ends[group], part, counts[part:last]))
+            part = last
         return jobs
 
     def search(job: _Job) -> tuple[U64, U64]:
-        rows = int(job.counts[job.first : job.last].sum()) + 1
-        return _search(
-            values, tables, job.first_table, job.last_table, job.counts, job.first, job.last, distance,
-            np.empty(rows, np.uint64), np.empty(rows, np.int32), crowded,
+        table, sizes = job.first_table, job.counts
+        room = int(sizes.sum()) + 1
+        starts = np.concatenate(([1], np.cumsum(sizes) + 1))
+        part_values, part_rows = np.empty(room, np.uint64), np.empty(room, np.int32)
+        to = starts.copy()
+        to[-1] = 0
+        again = table > 0
+        _deal(
+            values, tables.firsts[table], tables.first_lows[table], int(tables.coarse[table]), job.part, to, part_values,
+            part_rows, first if again else first[:0],
         )  # fmt: skip
+        sizes = to[:-1] - starts[:-1]
+        if not again:
+            _collapse(part_values, part_rows, starts, sizes, first)
+            if distance == 0:
+                return np.empty(0, np.uint64), np.empty(0, np.uint64)
+        return _search(
+            tables, table, job.last_table, job.part, starts, sizes, part_values, part_rows, distance, crowded
+        )
 
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            jobs = [job for jobs in pool.map(layout, range(len(ends))) for job in jobs]
-            found = list(pool.map(search, jobs))
-    else:
-        found = [search(job) for group in range(len(ends)) for job in layout(group)]
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(search, layout(0)))  # says which rows are first: the others are not looked at again
+        jobs = [job for jobs in pool.map(layout, range(1, len(ends))) for job in jobs]
+        found += pool.map(search, jobs)
+    if distance == 0:
+        return first
     edges = np.concatenate([part[0] for part in found])
     marked = np.concatenate([part[1] for part in found])
     del found
     edges.sort()
     marked.sort()
-    return _visit(values, edges, tables, marked, crowded, distance)
+    return _visit(values, first, edges, tables, marked, crowded, distance)
 
 
 @kernel
-def _number(first: I32, rows: I32) -> None:
-    """Makes `first`, the first row of the same fingerprint, that row's place among all such rows, listed in `rows`."""
-    n = 0
-    for row in range(first.size):
-        if first[row] == row:
-            rows[n] = row
-            first[row] = n
-            n += 1
-        else:
-            first[row] = first[first[row]]
-
-
-@kernel
-def _verdicts(text_hash: U64, place: I32, rows: I32, keepers: I32, exact: bool, verdict: U8, keeper: I64) -> None:
-    """From the keepers of distinct fingerprints to a verdict a row."""
-    for row in range(place.size):
-        kept = np.int64(rows[keepers[place[row]]])
-        keeper[row] = kept
+def _verdicts(text_hash: U64, keeper: I32, exact: bool, verdict: U8) -> None:
+    for row in range(keeper.size):
+        kept = keeper[row]
         if kept == row:
             verdict[row] = 0
         elif exact and text_hash[row] == text_hash[kept]:
@@ -556,13 +541,7 @@ def decide(
     n = fingerprint.size
     if n < 2 or not (exact or near):
         return np.zeros(n, np.uint8), np.arange(n, dtype=np.int64)
-    place = np.empty(n, np.int32)
-    if not near:
-        collapse(text_hash, place)
-        return (place != np.arange(n, dtype=np.int32)).astype(np.uint8), place.astype(np.int64)
-    rows = np.empty(collapse(fingerprint, place), np.int32)
-    _number(place, rows)
-    keepers = greedy(fingerprint[rows], distance, threads)
-    verdict, keeper = np.empty(n, np.uint8), np.empty(n, np.int64)
-    _verdicts(text_hash, place, rows, keepers, exact, verdict, keeper)
-    return verdict, keeper
+    keeper = keepers(fingerprint, distance, threads) if near else keepers(text_hash, 0, threads)
+    verdict = np.empty(n, np.uint8)
+    _verdicts(text_hash, keeper, exact, verdict)
+    return verdict, keeper.astype(np.int64)

@@ -1,0 +1,338 @@
+"""corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
+
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,pass1,text-dedup,scale] [--data FOLDER] [--out DIR]
+
+Peers are installed into environments of their own, in DIR. Their input is real text where FOLDER has it
+(`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`), else generated (`generate.py`). What each
+part measured is kept in DIR; `RESULTS.md` beside this file is written anew from all of it.
+
+    langid        both sides of pairs, per core, against fasttext-predict with the same model
+    fingerprints  SimHash of the same features, per core, against the simhash package
+    search        exact near-duplicate search against one numpy.sort of the same fingerprints
+    pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
+                  the same rules and the same number of processes
+    text-dedup    `corpusprep dedup` against text-dedup's SimHash command
+    scale         whole runs of 1, 4 and 16 million rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _measure import Cost, alternate, command, environment, machine, median_ratio
+
+from corpusprep.sources import SourceSettings, open_source
+from corpusprep.stages.dedup import DedupSettings, fingerprint, reference_fingerprint
+from corpusprep.stages.langid import LangidSettings, langid, model_files
+
+HERE = Path(__file__).parent
+PROGRAM = Path(sys.executable).with_name("corpusprep")
+Row = dict[str, Any]
+
+
+def row(what: str, ours: str, peer: str, theirs: str, ratio: float | None, note: str = "") -> Row:
+    shown = "" if ratio is None else f"{ratio:.1f}"
+    print(f"{what:44}{ours:>22}{peer:>34}{theirs:>22}{shown:>9}  {note}", flush=True)
+    return {"what": what, "ours": ours, "peer": peer, "theirs": theirs, "ratio": shown, "note": note}
+
+
+def rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:,.0f} rows/s"
+
+
+def taken(cost: Cost) -> str:
+    return f"{cost.wall:.1f} s, {cost.peak / 2**30:.2f} GiB"
+
+
+def fastest(costs: Sequence[Cost]) -> Cost:
+    return min(costs, key=lambda cost: cost.wall)
+
+
+def generate(folder: Path, rows: int, pairs: str, layout: str = "nllb") -> None:
+    arguments = [sys.executable, str(HERE / "generate.py"), str(folder), "--rows", str(rows), "--pairs", pairs]
+    subprocess.run([*arguments, "--format", layout], check=True, capture_output=True)
+
+
+def sample(out: Path, rows: int) -> pa.Table:
+    folder = out / f"sample-{rows}"
+    if not folder.exists():
+        generate(folder, rows, "en-de,en-ru")
+    source = open_source(SourceSettings(format="nllb", path=str(folder)))
+    return pa.concat_tables([batch.table for shard in source.shards() for batch in source.read(shard)])
+
+
+def bench_langid(out: Path, data: Path | None) -> list[Row]:
+    import fasttext
+
+    table, settings = sample(out, 20_000), LangidSettings()
+    model = fasttext.load_model(str(model_files(settings)[0]))
+    lines = [text.replace("\n", " ") for side in ("src", "tgt") for text in table[side].to_pylist()]
+    ours, theirs = alternate(5, lambda: langid(table, settings), lambda: [model.predict(line, 5) for line in lines])
+    return [
+        row("language identification, lines per core", rate(len(lines), min(ours)), "fasttext-predict",
+            rate(len(lines), min(theirs)), median_ratio(ours, theirs))
+    ]  # fmt: skip
+
+
+def bench_fingerprints(out: Path, data: Path | None) -> list[Row]:
+    import simhash
+
+    table, settings = sample(out, 20_000), DedupSettings()
+    few = table.slice(0, 1000)
+    pairs = list(zip(few["src"].to_pylist(), few["tgt"].to_pylist(), strict=True))
+
+    def plain() -> None:
+        for src, tgt in pairs:
+            simhash.Simhash(
+                [side + text[i : i + 4] for side, text in (("1", src), ("2", tgt)) for i in range(len(text))]
+            )
+
+    ours, theirs, bare = alternate(
+        5, lambda: fingerprint(few, settings), lambda: [reference_fingerprint(*pair, settings) for pair in pairs], plain
+    )
+    note = "the package's default hash of n-grams that are not normalised"
+    return [
+        row("fingerprints of pairs, per core", rate(1000, min(ours)), "simhash, same features", rate(1000, min(theirs)),
+            median_ratio(ours, theirs), "the same fingerprints"),
+        row("fingerprints of pairs, per core", rate(1000, min(ours)), "simhash, plain n-grams", rate(1000, min(bare)),
+            median_ratio(ours, bare), note),
+    ]  # fmt: skip
+
+
+def fingerprints_with_clusters(n: int) -> np.ndarray:
+    """Random fingerprints, of which a tenth is near another, a fiftieth are copies of a thousand, a hundredth lie in one
+    dense neighbourhood, and up to a million are the same."""
+    draw = np.random.default_rng(1)
+    values = draw.integers(0, 2**64, n, dtype=np.uint64)
+    values[::10] = values[1::10] ^ (np.uint64(1) << draw.integers(0, 64, values[1::10].size).astype(np.uint64))
+    values[2::50] = values[:1000][draw.integers(0, 1000, values[2::50].size)]
+    values[4::100] = values[7] ^ (draw.integers(0, 1 << 16, values[4::100].size).astype(np.uint64) << np.uint64(20))
+    same = values[3::30]
+    same[:1_000_000] = values[0]
+    return values
+
+
+def bench_search(out: Path, data: Path | None) -> list[Row]:
+    rows = []
+    script = (
+        "import sys, time, numpy as np; sys.path.insert(0, sys.argv[1]); import bench\n"
+        "from corpusprep.stages.dedup import DedupSettings, decide\n"
+        "n, threads, kind = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]\n"
+        "make = bench.fingerprints_with_clusters\n"
+        "values = make(n) if kind == 'clusters' else np.random.default_rng(1).integers(0, 2**64, n, dtype=np.uint64)\n"
+        "settings = DedupSettings()\n"
+        "decide(values[:1000], values[:1000], settings)\n"
+        "for _ in range(2):\n"
+        "    began = time.perf_counter(); np.sort(values); print('sort', time.perf_counter() - began)\n"
+        "    began = time.perf_counter(); decide(values, values, settings, threads)\n"
+        "    print('search', time.perf_counter() - began)\n"
+    )
+    for n, threads, kind in (
+        (2_000_000, 1, "random"), (2_000_000, 1, "clusters"), (20_000_000, 1, "random"), (20_000_000, 1, "clusters"),
+        (50_000_000, 1, "random"), (50_000_000, 2, "random"), (50_000_000, 1, "clusters"), (50_000_000, 2, "clusters"),
+    ):  # fmt: skip
+        cost = command([sys.executable, "-c", script, HERE, str(n), str(threads), kind], out)
+        found = [line.split() for line in (out / "last-command.log").read_text().splitlines()]
+        search, sort = (min(float(value) for name, value in found if name == wanted) for wanted in ("search", "sort"))
+        what = f"search, {n // 1_000_000} M {kind}, {threads} thread{'s' * (threads > 1)}"
+        note = f"times a sort; {cost.peak / 2**30:.2f} GiB with the fingerprints"
+        rows.append(row(what, f"{search:.2f} s", "one numpy.sort", f"{sort:.2f} s", search / sort, note))
+    return rows
+
+
+def pass1_input(out: Path, data: Path | None, name: str, pair: str, file: str, rows: int) -> Path:
+    """A folder with `many.PAIR.tsv` of the rows asked for, `ten.PAIR.tsv` of ten, and each side of both."""
+    folder = out / f"pass1-{name}"
+    if folder.exists():
+        return folder
+    folder.mkdir(parents=True)
+    if data is not None and (data / file).exists():
+        lines = [line for line in gzip.decompress((data / file).read_bytes()).split(b"\n") if line.count(b"\t") == 1]
+        lines = (lines * (rows // len(lines) + 1))[:rows]
+    else:
+        generate(folder / "made", rows, pair, "tsv")
+        lines = [line for path in sorted((folder / "made").rglob("*.tsv*")) for line in read_lines(path)]
+    for size, some in (("many", lines), ("ten", lines[:10])):
+        (folder / f"{size}.{pair}.tsv").write_bytes(b"".join(line + b"\n" for line in some))
+        for side, code in enumerate(pair.split("-")):
+            (folder / f"{size}.{code}").write_bytes(b"".join(line.split(b"\t")[side] + b"\n" for line in some))
+    return folder
+
+
+def read_lines(path: Path) -> list[bytes]:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).rstrip(b"\n").split(b"\n")
+
+
+def bench_pass1(out: Path, data: Path | None) -> list[Row]:
+    programs = environment("opusfilter", out)
+    rows = []
+    for name, pair, file in (
+        ("multi30k", "en-de", "bitext/multi30k_train/en-de.tsv.gz"),
+        ("lafand", "en-sw", "bitext/lafand_train/en-swa.tsv.gz"),
+    ):
+        folder = pass1_input(out, data, name, pair, file, 500_000)
+        first, second = pair.split("-")
+        filters = [
+            {"LengthFilter": {"unit": "char", "min_length": 1, "max_length": 1000}},
+            {"LengthRatioFilter": {"unit": "char", "threshold": 3}},
+            {"LongWordFilter": {"threshold": 40}},
+            {"HtmlTagFilter": {}},
+            {"AlphabetRatioFilter": {"threshold": 0.5}},
+            {"CharacterScoreFilter": {"scripts": ["Latin", "Latin"], "thresholds": [0.9, 0.9]}},
+            {"NonZeroNumeralsFilter": {"threshold": 0.5}},
+            {"RepetitionFilter": {"threshold": 4}},
+            {"FastTextFilter": {"languages": [first, second], "thresholds": [0.2, 0.2],
+                                "model_path": str(model_files(LangidSettings())[0])}},
+        ]  # fmt: skip
+        costs: dict[tuple[str, str], list[Cost]] = {}
+        for _ in range(2):
+            for size in ("ten", "many"):
+                recipe = folder / f"{size}.toml"
+                recipe.write_text(f'[[source]]\nformat = "tsv"\npath = "{folder}/{size}.{pair}.tsv"\n')
+                shutil.rmtree(folder / "run", ignore_errors=True)
+                ours = command(
+                    [PROGRAM, "run", recipe, "--out", folder / "run", "--workers", "2", "--until", "langid"], folder
+                )
+                step = {"inputs": [f"{size}.{first}", f"{size}.{second}"],
+                        "outputs": [f"out.{first}", f"out.{second}"], "filters": filters}  # fmt: skip
+                config = {"common": {"output_directory": str(folder), "default_n_jobs": 2},
+                          "steps": [{"type": "filter", "parameters": step}]}  # fmt: skip
+                (folder / f"{size}.yaml").write_text(json.dumps(config))  # JSON is YAML
+                theirs = command([programs / "opusfilter", "--overwrite", folder / f"{size}.yaml"], folder)
+                costs.setdefault(("ours", size), []).append(ours)
+                costs.setdefault(("theirs", size), []).append(theirs)
+        count = 500_000 - 10
+        ours, theirs = (
+            fastest(costs[who, "many"]).wall - fastest(costs[who, "ten"]).wall for who in ("ours", "theirs")
+        )
+        rows.append(
+            row(f"pass 1, {name} {pair}, marginal", rate(count, ours), "OpusFilter 3.3.1", rate(count, theirs), theirs / ours,
+                "2 processes each; ours fingerprints too")
+        )  # fmt: skip
+        whole = {who: fastest(costs[who, "many"]) for who in ("ours", "theirs")}
+        ratio = whole["theirs"].wall / whole["ours"].wall
+        rows.append(
+            row(f"pass 1, {name} {pair}, whole run of 500,000", taken(whole["ours"]), "OpusFilter 3.3.1",
+                taken(whole["theirs"]), ratio, "with the start of the program")
+        )  # fmt: skip
+    return rows
+
+
+def bench_text_dedup(out: Path, data: Path | None) -> list[Row]:
+    programs = environment("text-dedup", out)
+    folder = out / "text-dedup"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    table = sample(out, 50_000)
+    costs: dict[tuple[str, str], list[Cost]] = {}
+    for size, some in (("many", table), ("ten", table.slice(0, 10))):
+        texts = [f"{a} {b}" for a, b in zip(some["src"].to_pylist(), some["tgt"].to_pylist(), strict=True)]
+        pq.write_table(pa.table({"text": texts}), folder / f"{size}-text.parquet")
+        pq.write_table(some, folder / f"{size}.parquet")
+    for _ in range(3):
+        for size in ("ten", "many"):
+            ours = command([PROGRAM, "dedup", f"{size}.parquet", "out.parquet"], folder)
+            theirs = command(
+                [programs / "python", "-m", "text_dedup.simhash", "--path", "parquet", "--data_files", f"{size}-text.parquet",
+                 "--split", "train", "--column", "text", "--output", "out", "--cache_dir", "cache", "--num_proc", "2",
+                 "--ngram", "4", "--bit_diff", "3", "--num_bucket", "4"], folder,
+            )  # fmt: skip
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            costs.setdefault(("ours", size), []).append(ours)
+            costs.setdefault(("theirs", size), []).append(theirs)
+    ours, theirs = (fastest(costs[who, "many"]).wall - fastest(costs[who, "ten"]).wall for who in ("ours", "theirs"))
+    count = table.num_rows - 10
+    note = "ours on 1 process, theirs on 2; 4-grams, distance 3"
+    whole = [fastest(costs[who, "many"]) for who in ("ours", "theirs")]
+    ratio = whole[1].wall / whole[0].wall
+    return [
+        row("dedup of 50,000 pairs, marginal", rate(count, ours), "text-dedup 0.4.0", rate(count, theirs), theirs / ours, note),
+        row("dedup of 50,000 pairs, whole command", taken(whole[0]), "text-dedup 0.4.0", taken(whole[1]), ratio,
+            "with the start of the program"),
+    ]  # fmt: skip
+
+
+def bench_scale(out: Path, data: Path | None) -> list[Row]:
+    """Whole runs, one after the other, each on data of its own size and with one budget."""
+    rows, before = [], None
+    for millions in (1, 4, 16):
+        folder = out / "scale"
+        shutil.rmtree(folder, ignore_errors=True)
+        generate(folder, millions * 1_000_000, "en-de,en-ru,en-sw,en-fr")
+        recipe = folder / "recipe.toml"
+        recipe.write_text(f'[[source]]\nformat = "nllb"\npath = "{folder}/nllb"\n[balance]\nbudget = 20_000_000\n')
+        cost = command([PROGRAM, "run", recipe, "--out", folder / "run"], folder)
+        note = f"{cost.wall / before:.2f} times a quarter of the rows" if before else ""
+        if millions == 4:
+            before = cost.wall
+            note = ""
+        rows.append(row(f"whole run, {millions} million rows, 4 pairs", taken(cost), "", "", None, note))
+    shutil.rmtree(out / "scale")
+    return rows
+
+
+PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
+    "langid": bench_langid,
+    "fingerprints": bench_fingerprints,
+    "search": bench_search,
+    "text-dedup": bench_text_dedup,
+    "pass1": bench_pass1,
+    "scale": bench_scale,
+}
+
+
+def write_results(kept: Path) -> None:
+    """Writes `RESULTS.md` from all parts that were measured."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `make bench` (`tests/benchmarks/bench.py`, which says what each line measures). Ratios are what the",
+        "peer took against what corpusprep took in alternating runs on one machine, and for the search what it took against a",
+        "sort; all are of the fastest run of each (per core: medians). Marginal cost is that of the rows alone: the time of the",
+        "same command on ten rows is taken off. Memory is that of all processes of a command together.",
+    ]
+    for name in PARTS:
+        path = kept / f"{name}.json"
+        if path.exists():
+            part = json.loads(path.read_text(encoding="utf-8"))
+            lines += ["", f"## {name}", "", f"{part['date']}, {part['machine']}.", ""]
+            lines += ["| what | corpusprep | peer | of the peer | ratio | |", "|---|---:|---|---:|---:|---|"]
+            keys = ("what", "ours", "peer", "theirs", "ratio", "note")
+            lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in part["rows"]]
+    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--data", type=Path, help="folder with real text")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for what is needed")
+    options = parser.parse_args(arguments)
+    wanted = options.parts.split(",")
+    if unknown := [part for part in wanted if part not in PARTS]:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    out = options.out.resolve()
+    data = options.data.resolve() if options.data else None
+    out.mkdir(parents=True, exist_ok=True)
+    for part in wanted:
+        about = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        found = PARTS[part](out, data)
+        (out / f"{part}.json").write_text(json.dumps(about | {"rows": found}), encoding="utf-8")
+    write_results(out)
+
+
+if __name__ == "__main__":
+    main()
