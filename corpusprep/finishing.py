@@ -7,6 +7,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,43 @@ from corpusprep.stages import balance, instruct
 from corpusprep.store import code_version, digest, file_digest, remove, versions, write_table
 
 
-def write_output(
-    run: Context,
-    units: Sequence[Unit],
-    decisions: dict[str, str],
-    tokens: dict[str, str],
-    scores: dict[str, str],
-    outcomes: dict[str, str],
-    cutoffs: dict[str, float | None],
-    plan: balance.Plan | None,
-    sources: list[tuple[Source, list[Shard]]],
-) -> RunResult:
+@dataclass(frozen=True)
+class Decided:
+    """All that the steps before decided about the rows of a run.
+
+    Attributes:
+        sources: the recipe's sources and their shards.
+        units: what the first pass made.
+        decisions, tokens, scores, outcomes: part -> file of verdicts on duplicates, of counts of tokens, of scores, and of
+            what becomes of each row.
+        cutoffs: pair -> the score below which rows went.
+        plan: quotas; None without a budget.
+    """
+
+    sources: list[tuple[Source, list[Shard]]]
+    units: Sequence[Unit]
+    decisions: dict[str, str]
+    tokens: dict[str, str]
+    scores: dict[str, str]
+    outcomes: dict[str, str]
+    cutoffs: dict[str, float | None]
+    plan: balance.Plan | None
+
+
+def write_output(run: Context, decided: Decided) -> RunResult:
+    """Writes mix, rejects and manifest, or finds them as an earlier run wrote them."""
     recipe, result = run.recipe, run.result
+    units, decisions, scores, outcomes = decided.units, decided.decisions, decided.scores, decided.outcomes
     key = digest(
         code_version(*STAGES, "output"), versions(), dump(recipe), counting(recipe.balance),
         [Path(unit.folder).name for unit in units], sorted(Path(path).name for path in scores.values()),
-        sorted((identity, file_digest(path)) for identity, path in outcomes.items()), sorted(cutoffs.items()),
+        sorted((identity, file_digest(path)) for identity, path in outcomes.items()), sorted(decided.cutoffs.items()),
         sorted((identity, file_digest(path)) for identity, path in decisions.items()) if recipe.dedup.clusters else None,
     )  # fmt: skip
     manifest = _finished(run, key)
     staging = run.store.path("output", "run", key)
     if manifest is None:
-        manifest = _make_output(run, key, staging, units, decisions, tokens, scores, outcomes, cutoffs, plan, sources)
+        manifest = _make_output(run, key, staging, decided)
     else:
         run.reuse("output", 1)
     result.accounts.dropped.clear()
@@ -69,20 +85,9 @@ def _finished(run: Context, key: str) -> dict[str, Any] | None:
     return manifest if whole else None
 
 
-def _make_output(
-    run: Context,
-    key: str,
-    staging: Path,
-    units: Sequence[Unit],
-    decisions: dict[str, str],
-    tokens: dict[str, str],
-    scores: dict[str, str],
-    outcomes: dict[str, str],
-    cutoffs: dict[str, float | None],
-    plan: balance.Plan | None,
-    sources: list[tuple[Source, list[Shard]]],
-) -> dict[str, Any]:
+def _make_output(run: Context, key: str, staging: Path, decided: Decided) -> dict[str, Any]:
     recipe, result = run.recipe, run.result
+    units, decisions, outcomes = decided.units, decided.decisions, decided.outcomes
     accounts = result.accounts
     settings = recipe.instruct
     parts = [part for unit in units for part in unit.parts]
@@ -102,8 +107,8 @@ def _make_output(
             run.reuse("render", 1)
             continue
         task = output.RenderTask(
-            unit, tuple(outcomes[i] for i in ids), tuple(decisions[i] for i in ids), tuple(tokens[i] for i in ids),
-            tuple(scores.get(i) for i in ids), files, validation, str(staging / "examples" / f"{unit.name}.parquet"),
+            unit, tuple(outcomes[i] for i in ids), tuple(decisions[i] for i in ids), tuple(decided.tokens[i] for i in ids),
+            tuple(decided.scores.get(i) for i in ids), files, validation, str(staging / "examples" / f"{unit.name}.parquet"),
             str(staging / "rejects" / f"{unit.name}.parquet"), str(marker), recipe,
         )  # fmt: skip
         tasks.append((task, sum(unit.read.values())))
@@ -163,7 +168,7 @@ def _make_output(
         "tokens": sum(tokens_of.values()),
     }
     (staging / "mix" / "README.md").write_text(_card(run, facts, names), encoding="utf-8")
-    manifest = _manifest(run, key, staging, made, facts, cutoffs, plan, sources)
+    manifest = _manifest(run, key, staging, made, facts, decided)
     (run.out / "manifest.json").unlink(missing_ok=True)
     for name in ("mix", "rejects"):
         remove(run.out / name)
@@ -210,9 +215,7 @@ def _manifest(
     staging: Path,
     made: Sequence[output.MixFile],
     facts: dict[str, Any],
-    cutoffs: dict[str, float | None],
-    plan: balance.Plan | None,
-    sources: list[tuple[Source, list[Shard]]],
+    decided: Decided,
 ) -> dict[str, Any]:
     accounts, recipe = run.result.accounts, run.recipe
     rows = {file.name: file.rows for file in made}
@@ -231,7 +234,7 @@ def _manifest(
         "inputs": [
             {"source": shard.source, "shard": shard.shard, "pair": "-".join(shard.pair) if shard.pair else None,
              "files": list(shard.files), "identity": source.identity(shard)}
-            for source, shards in sources for shard in shards
+            for source, shards in decided.sources for shard in shards
         ],
         "counts": {
             "read": sum(accounts.read.values()),
@@ -245,9 +248,9 @@ def _manifest(
             "counted": "estimate from bytes" if recipe.balance.tokenizer is None else recipe.balance.tokenizer,
             "budget": recipe.balance.budget,
             "reached": facts["tokens"],
-            "plan": plan.to_dict() if plan is not None else None,
+            "plan": decided.plan.to_dict() if decided.plan is not None else None,
         },
-        "quality": {"cutoffs": cutoffs},
+        "quality": {"cutoffs": decided.cutoffs},
         "verified": run.result.verified,
         "notes": run.result.notes,
         "files": files,

@@ -168,7 +168,8 @@ def _take_steps(run: Context, sources: list[tuple[Source, list[Shard]]], until: 
     if ends("balance"):
         _count_verdicts(run, parts, outcomes)
         return
-    finishing.write_output(run, units, decisions, tokens, scores, outcomes, cutoffs, plan, sources)
+    decided = finishing.Decided(sources, units, decisions, tokens, scores, outcomes, cutoffs, plan)
+    finishing.write_output(run, decided)
 
 
 def _count_scores(

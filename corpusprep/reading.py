@@ -6,9 +6,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from corpusprep import passes
 from corpusprep.context import Context, dump
 from corpusprep.errors import InputError
 from corpusprep.passes import Unit
+from corpusprep.readahead import read_ahead
 from corpusprep.sources import Shard, Source
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stages import dedup, langid
@@ -86,28 +88,40 @@ def _read(
             scratch.write_text(json.dumps({"units": counts[name]}), encoding="utf-8")
             store.put(scratch, store.path("pass1", f"{name}.shard", keys[name]))
 
+    def read(item: tuple[Source, Shard, str, str, tuple[int, int]]) -> Iterator[_Spooled | _End]:
+        """Cuts a shard into batches and lays down those that are to be worked on."""
+        source, shard, key, name, (number, index) = item
+        count = 0
+        for batch in source.read(shard):
+            unit, rank = f"{name}-{count:05d}", (number, index, count)
+            folder = store.path("pass1", unit, key)
+            count += 1
+            task = passes.RawBatchTask(
+                unit, key, shard.source, shard.shard, rank, "", str(folder), str(store.scratch()), tuple(batch.problems)
+            )
+            there = ready(folder / "unit.json")
+            yield _Spooled(task if there else replace(task, raw=_spool(batch, store)), there)
+        yield _End(name, count)
+
     def tasks() -> Iterator[passes.RawBatchTask]:
-        for source, shard, key, name, (number, index) in todo:
-            count = 0
-            for batch in source.read(shard):
-                unit, rank = f"{name}-{count:05d}", (number, index, count)
-                folder = store.path("pass1", unit, key)
-                count += 1
-                if ready(folder / "unit.json"):
-                    run.reuse("pass1", 1)
-                    units.append(passes.load_unit(unit, key, folder, shard.source, shard.shard, rank))
-                    done[name] += 1
-                    continue
-                for problem in batch.problems:
-                    run.progress.say(f"warning: {problem}")
-                yield passes.RawBatchTask(
-                    unit, key, shard.source, shard.shard, rank, _spool(batch, store), str(folder), str(store.scratch()),
-                    tuple(batch.problems),
-                )  # fmt: skip
-                run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
-            reading["shards"] += 1
-            counts[name] = count
-            mark(name)
+        # One reader keeps about ten workers busy; a shard has one, as a gzip file can be read from its beginning only.
+        for message in read_ahead([partial(read, item) for item in todo], 1 + run.workers // 8):
+            if isinstance(message, _End):
+                reading["shards"] += 1
+                counts[message.name] = message.units
+                mark(message.name)
+                continue
+            task, there = message
+            if there:
+                run.reuse("pass1", 1)
+                folder = Path(task.folder)
+                units.append(passes.load_unit(task.name, task.key, folder, task.source, task.shard, task.rank))
+                done[task.name.rpartition("-")[0]] += 1
+                continue
+            for problem in task.problems:
+                run.progress.say(f"warning: {problem}")
+            yield task
+            run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
 
     run.progress.start("read, clean, identify, fingerprint", None)
     setup = partial(passes.open_first_pass, run.recipe, evaluation.index())
@@ -119,6 +133,20 @@ def _read(
         run.progress.advance(sum(unit.read.values()), f"shard {min(reading['shards'] + 1, len(todo))} of {len(todo)}")
     run.progress.end()
     return units
+
+
+class _Spooled(NamedTuple):
+    """A batch that is laid down for a worker, or whose unit is there already."""
+
+    task: passes.RawBatchTask
+    there: bool
+
+
+class _End(NamedTuple):
+    """A shard was read to its end."""
+
+    name: str
+    units: int
 
 
 def _evaluation(run: Context, sources: list[tuple[Source, list[Shard]]]) -> _Evaluation:
