@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, overload
@@ -31,6 +32,8 @@ def kernel(function: Callable[..., Any], /) -> Callable[..., Any]: ...
 def kernel(*, inline: str = ..., forceinline: bool = ...) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Compiles a function with Numba on its first call, without the GIL, and keeps the code for later processes.
+
+    For kernels of this package: code kept for a function of another module would outlive edits of that module.
 
     Args:
         function: the function; where it is not given, a decorator is returned.
@@ -57,20 +60,29 @@ class _KernelCache(FunctionCache):
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process; goes without one where the file system has none, or gives it to nobody."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, or with the process
+        for _ in range(100):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
         yield
 
 
 @functools.cache
 def sources_digest() -> str:
-    """A digest of the sources that kernels are in."""
+    """A digest of the modules that kernels and the constants that they use are in: the stages, the sources, and those of
+    the engine room that hold kernels. An edit elsewhere need not cost a minute of compiling."""
     package = Path(__file__).parent
     state = hashlib.sha256()
     for path in sorted(path for folder in (".", "sources", "stages") for path in (package / folder).glob("*.py")):
         content = path.read_bytes()
-        if b"kernel" in content:
+        if path.parent != package or b"kernels import kernel" in content:
             state.update(path.name.encode() + b"\0" + content + b"\0")
     return state.hexdigest()[:16]
 

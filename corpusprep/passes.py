@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -307,7 +308,7 @@ def run_dedup(task: DedupTask) -> str:
     hashes = rows["text_hash"].to_numpy()
     if order is not None:
         fingerprints, hashes = fingerprints[order], hashes[order]
-    verdict, keeper = dedup.decide(fingerprints, hashes, task.settings, task.threads)
+    verdict, keeper = dedup.decide(fingerprints, hashes, task.settings, min(task.threads, os.cpu_count() or 1))
     if order is not None:
         unordered, keepers = np.empty_like(verdict), np.empty_like(keeper)
         unordered[order], keepers[order] = verdict, order[keeper]

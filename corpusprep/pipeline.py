@@ -32,9 +32,9 @@ _OWN_MEMORY = 700 << 20
 _HEADS = 200  # shards whose heads a dry run reads
 _SMALL_INPUT = 4 << 20  # below this many bytes of input, starting processes takes longer than the work
 _KINDS = {  # the kinds of parts that a stage makes, for --redo
-    "clean": ("pass1",),
-    "langid": ("pass1",),
-    "dedup": ("dedup",),
+    "clean": ("pass1", "verify"),
+    "langid": ("pass1", "verify"),
+    "dedup": ("dedup", "verify"),
     "quality": ("state", "quality"),
     "balance": ("estimate", "candidates", "tokens", "balance"),
     "instruct": ("output",),

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _WAIT = 0.2  # seconds between looks at whether anybody still wants what is read
+_PATIENCE = 2.0  # seconds to wait at the end for a thread, which may be held up by a file system
+
+
+class _End:
+    """A thread has nothing more to read."""
 
 
 class _Failure:
@@ -18,7 +23,7 @@ class _Failure:
         self.error = error
 
 
-def read_ahead(sources: Sequence[Callable[[], Iterator[T]]], readers: int, ahead: int = 1) -> Iterator[T]:
+def read_ahead(sources: Sequence[Callable[[], Iterator[T]]], readers: int, ahead: int = 1) -> Generator[T]:
     """Yields what all sources yield: that of one source in its order, and of several as it comes.
 
     Args:
@@ -29,11 +34,11 @@ def read_ahead(sources: Sequence[Callable[[], Iterator[T]]], readers: int, ahead
     Raises:
         Exception: what a source raised, when its turn comes; the others are left off. Closing the iterator leaves off all.
     """
-    items: queue.Queue[T | _Failure | None] = queue.Queue(ahead * readers)
+    items: queue.Queue[T | _Failure | _End] = queue.Queue(ahead * readers)
     waiting = iter(sources)
     lock, stopped = threading.Lock(), threading.Event()
 
-    def put(item: T | _Failure | None) -> None:
+    def put(item: T | _Failure | _End) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 items.put(item, timeout=_WAIT)
@@ -52,18 +57,18 @@ def read_ahead(sources: Sequence[Callable[[], Iterator[T]]], readers: int, ahead
                         break
         except BaseException as error:
             put(_Failure(error))
-        put(None)
+        put(_End())
 
     threads = [
         threading.Thread(target=read, name="read-ahead", daemon=True) for _ in range(max(1, min(readers, len(sources))))
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         running = len(threads)
         while running:
             item = items.get()
-            if item is None:
+            if isinstance(item, _End):
                 running -= 1
             elif isinstance(item, _Failure):
                 raise item.error
@@ -72,4 +77,5 @@ def read_ahead(sources: Sequence[Callable[[], Iterator[T]]], readers: int, ahead
     finally:
         stopped.set()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join(_PATIENCE)

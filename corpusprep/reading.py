@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,34 +104,37 @@ def _read(
             yield _Spooled(task if there else replace(task, raw=_spool(batch, store)), there)
         yield _End(name, count)
 
-    def tasks() -> Iterator[passes.RawBatchTask]:
+    def tasks() -> Generator[passes.RawBatchTask]:
         # One reader keeps about ten workers busy; a shard has one, as a gzip file can be read from its beginning only.
-        for message in read_ahead([partial(read, item) for item in todo], 1 + run.workers // 8):
-            if isinstance(message, _End):
-                reading["shards"] += 1
-                counts[message.name] = message.units
-                mark(message.name)
-                continue
-            task, there = message
-            if there:
-                run.reuse("pass1", 1)
-                folder = Path(task.folder)
-                units.append(passes.load_unit(task.name, task.key, folder, task.source, task.shard, task.rank))
-                done[task.name.rpartition("-")[0]] += 1
-                continue
-            for problem in task.problems:
-                run.progress.say(f"warning: {problem}")
-            yield task
-            run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
+        with contextlib.closing(read_ahead([partial(read, item) for item in todo], 1 + run.workers // 8)) as messages:
+            for message in messages:
+                if isinstance(message, _End):
+                    reading["shards"] += 1
+                    counts[message.name] = message.units
+                    mark(message.name)
+                    continue
+                task, there = message
+                if there:
+                    run.reuse("pass1", 1)
+                    folder = Path(task.folder)
+                    units.append(passes.load_unit(task.name, task.key, folder, task.source, task.shard, task.rank))
+                    done[task.name.rpartition("-")[0]] += 1
+                    continue
+                for problem in task.problems:
+                    run.progress.say(f"warning: {problem}")
+                yield task
+                run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
 
     run.progress.start("read, clean, identify, fingerprint", None)
     setup = partial(passes.open_first_pass, run.recipe, evaluation.index())
-    for unit in run.engine.map(passes.run_first_pass, tasks(), setup=setup):
-        units.append(unit)
-        shard_name = unit.name.rpartition("-")[0]
-        done[shard_name] += 1
-        mark(shard_name)
-        run.progress.advance(sum(unit.read.values()), f"shard {min(reading['shards'] + 1, len(todo))} of {len(todo)}")
+    with contextlib.closing(tasks()) as made:  # nobody reads on after a failure
+        for unit in run.engine.map(passes.run_first_pass, made, setup=setup):
+            units.append(unit)
+            shard_name = unit.name.rpartition("-")[0]
+            done[shard_name] += 1
+            mark(shard_name)
+            shard = min(reading["shards"] + 1, len(todo))
+            run.progress.advance(sum(unit.read.values()), f"shard {shard} of {len(todo)}")
     run.progress.end()
     return units
 

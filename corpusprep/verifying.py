@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +14,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusprep.arrow import row_keys
+from corpusprep.arrow import row_keys, shaped, string_buffers
 from corpusprep.context import Context, dump
 from corpusprep.errors import RunError
-from corpusprep.passes import Unit
+from corpusprep.passes import Unit, count_values, pairs_of
 from corpusprep.recipe import Recipe
 from corpusprep.stage import Agreement
 from corpusprep.stages import dedup, langid
 from corpusprep.store import code_version, digest, file_digest, ready, versions, writing
 
 _UNITS = 16  # whose rows make the sample; more where there are more pairs
-_IDENTIFIED = ["src", "tgt", "source", "shard", "row", "src_lid", "src_lid_prob", "tgt_lid", "tgt_lid_prob"]
-_FINGERPRINTED = ["src", "tgt", "source", "shard", "row", "fingerprint"]
+_BYTES = 2 << 20  # of text, above which the sample is smaller: the references take a second for half a megabyte
+_PLACE = ["src", "tgt", "src_lang", "tgt_lang", "source", "shard", "row"]
+_IDENTIFIED = [*_PLACE, "src_lid", "src_lid_prob", "tgt_lid", "tgt_lid_prob"]
+_FINGERPRINTED = [*_PLACE, "fingerprint"]
 
 
 @dataclass(frozen=True)
 class VerifyTask:
-    """The units whose rows of lowest key are verified, and how many of each."""
+    """For each unit the pairs whose rows of lowest key are verified, and how many rows and bytes of each pair."""
 
-    units: tuple[Unit, ...]
+    units: tuple[tuple[Unit, tuple[str, ...]], ...]
     rows: int
+    limit: int
     recipe: Recipe
     output: str
 
@@ -48,8 +52,8 @@ def verify(run: Context, units: Sequence[Unit]) -> None:
     if not (chosen and recipe.verify and (recipe.langid.enabled or recipe.dedup.enabled)):
         return
     key = digest(
-        code_version("langid", "dedup"), Path(__file__).read_text(encoding="utf-8"), versions(), recipe.seed,
-        recipe.verify, [part.identity for unit in chosen for part in unit.parts], [unit.name for unit in chosen],
+        code_version("langid", "dedup"), Path(__file__).read_text(encoding="utf-8"), versions(), langid.reference(),
+        dedup.reference(), recipe.seed, recipe.verify, [(unit.name, pairs, _state(unit)) for unit, pairs in chosen],
         dump(recipe.langid) if recipe.langid.enabled else None,
         [file_digest(file) for file in langid.model_files(recipe.langid)] if recipe.langid.enabled else None,
         dump(recipe.dedup) if recipe.dedup.enabled else None,
@@ -58,23 +62,29 @@ def verify(run: Context, units: Sequence[Unit]) -> None:
     if ready(path):
         run.reuse("verify", 1)
     else:
-        task = VerifyTask(tuple(chosen), -(-recipe.verify // len(chosen)), recipe, str(path))
+        samples = sum(len(pairs) for _, pairs in chosen)
+        task = VerifyTask(tuple(chosen), -(-recipe.verify // samples), _BYTES // samples, recipe, str(path))
         for _ in run.map("verify a sample", run_verify, [(task, recipe.verify)], made="verify"):
             pass
     run.result.verified = json.loads(path.read_text(encoding="utf-8"))
 
 
-def _choose(units: Sequence[Unit], seed: int) -> list[Unit]:
-    """Some units, drawn by the seed, among them one of every pair."""
-    drawn = sorted((unit for unit in units if unit.read), key=lambda unit: digest(seed, unit.name))
-    pairs: set[str] = set()
-    chosen = []
-    for unit in drawn:
-        if not pairs.issuperset(part.pair for part in unit.parts):
-            pairs.update(part.pair for part in unit.parts)
-            chosen.append(unit)
-    chosen += [unit for unit in drawn if unit not in chosen][: max(0, _UNITS - len(chosen))]
-    return chosen
+def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Unit, tuple[str, ...]]]:
+    """Some units, drawn by the seed, and which pairs of them make the sample: each pair is of as many units as another."""
+    drawn = sorted(units, key=lambda unit: digest(seed, unit.name))
+    pairs = sorted({pair for unit in units for pair in unit.read})
+    each = max(1, _UNITS // max(1, len(pairs)))
+    chosen: dict[str, list[str]] = {}
+    for pair in pairs:
+        for unit in [unit for unit in drawn if pair in unit.read][:each]:
+            chosen.setdefault(unit.name, []).append(pair)
+    return [(unit, tuple(chosen[unit.name])) for unit in drawn if unit.name in chosen]
+
+
+def _state(unit: Unit) -> list[tuple[int, int]]:
+    """Sizes and times of a unit's files: a unit made anew is verified anew, whatever its key says."""
+    files = [*(part.path for part in unit.parts), str(Path(unit.folder) / "rejects.parquet")]
+    return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
 
 
 def run_verify(task: VerifyTask) -> str:
@@ -84,41 +94,64 @@ def run_verify(task: VerifyTask) -> str:
         RunError: a value differs.
     """
     recipe = task.recipe
-    kept: list[pa.Table] = []
-    lost: list[pa.Table] = []
-    for unit in task.units:
-        tables = [_lowest(pq.read_table(part.path), task.rows, recipe.seed) for part in unit.parts]
-        rejects = pq.read_table(Path(unit.folder) / "rejects.parquet")
+    changed = any(stage.after == "langid" for stage in recipe.stage)  # the text may be another by now
+    identified, fingerprinted = [], []
+    for unit, pairs in task.units:
+        rejects = _read(Path(unit.folder) / "rejects.parquet", [*_IDENTIFIED, "reason"])
         judged: Any = pc.starts_with(rejects["reason"], "langid.")
-        tables.append(_lowest(rejects.filter(judged), task.rows, recipe.seed))
-        sample = _lowest(pa.concat_tables(tables, promote_options="default"), task.rows, recipe.seed)
-        rejected = sample["reason"].is_valid() if "reason" in sample.column_names else pa.array([False] * len(sample))
-        kept += [table for table in [sample.filter(pc.invert(rejected))] if table.num_rows]
-        lost += [table for table in [sample.filter(rejected)] if table.num_rows]
+        rejects = rejects.filter(judged)
+        of = pairs_of(rejects)
+        paths = {part.pair: part.path for part in unit.parts}
+        for pair in pairs:
+            lost = rejects.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED)
+            columns = [*_IDENTIFIED, "fingerprint"]
+            kept = _read(paths[pair], columns) if pair in paths else _empty(columns)
+            # In proportion to what language identification kept and dropped, but some of both.
+            share = kept.num_rows / max(1, kept.num_rows + lost.num_rows)
+            kept = _lowest(kept, max(1, round(share * task.rows)), task.limit, recipe.seed)
+            lost = _lowest(lost, max(1, round((1 - share) * task.rows)), task.limit, recipe.seed)
+            identified += [kept.select(_IDENTIFIED), lost]
+            fingerprinted.append(kept.select(_FINGERPRINTED))
     result: dict[str, Any] = {}
-    if recipe.langid.enabled and (kept or lost):
-        table = pa.concat_tables(kept + lost, promote_options="default")
-        if any(stage.after == "langid" for stage in recipe.stage):  # its text may be another by now
-            table = table.select([name for name in table.column_names if name != "reason"])
+    table = pa.concat_tables(identified)
+    if recipe.langid.enabled and table.num_rows:
+        if changed:
             table = pa.concat_tables(list(langid.langid(table, recipe.langid)), promote_options="default")
-        table = table.select(_IDENTIFIED)
-        result["langid"] = _summary("langid", table, langid.compare_with_reference(table, recipe.langid))
-    if recipe.dedup.enabled and kept:
-        table = pa.concat_tables(kept, promote_options="default").select(_FINGERPRINTED)
-        result["dedup"] = _summary("dedup", table, dedup.compare_with_reference(table, recipe.dedup))
+        found = langid.compare_with_reference(table, recipe.langid)
+        result["langid"] = _summary("langid", table, found) | {"of": "recomputed" if changed else "stored"}
+    table = pa.concat_tables(fingerprinted)
+    if recipe.dedup.enabled and table.num_rows:
+        found = dedup.compare_with_reference(table, recipe.dedup)
+        result["dedup"] = _summary("dedup", table, found) | {"of": "stored"}
     with writing(task.output) as scratch:
         scratch.write_text(json.dumps(result, sort_keys=True), encoding="utf-8")
     return task.output
 
 
-def _lowest(table: pa.Table, rows: int, seed: int) -> pa.Table:
-    """The rows of lowest key, in their order."""
-    keys = table["key"].to_numpy() if "key" in table.column_names else row_keys(table, seed)
-    if "key" not in table.column_names:
-        table = table.append_column("key", pa.array(keys, pa.uint64()))
-    if table.num_rows <= rows:
+_TYPES: dict[str, Any] = {
+    "row": pa.int64(), "src_lid_prob": pa.float32(), "tgt_lid_prob": pa.float32(), "fingerprint": pa.uint64()
+}  # fmt: skip
+
+
+def _empty(columns: Sequence[str]) -> pa.Table:
+    return pa.schema([(name, _TYPES.get(name, pa.string())) for name in columns]).empty_table()
+
+
+def _read(path: str | Path, columns: list[str]) -> pa.Table:
+    """Some columns of a file, with nulls for those that it lacks: a stage that is off has written none."""
+    there = set(pq.read_schema(path).names)
+    return shaped(pq.read_table(path, columns=[name for name in columns if name in there]), _empty(columns).schema)
+
+
+def _lowest(table: pa.Table, rows: int, limit: int, seed: int) -> pa.Table:
+    """The rows of lowest key, at most so many, and no more bytes of text than the limit, but one row at least."""
+    if not table.num_rows:
         return table
-    return table.filter(pa.array(keys <= np.partition(keys, rows - 1)[rows - 1]))
+    keys = row_keys(table, seed)
+    order = np.argsort(keys, kind="stable")[:rows]
+    size = sum(np.diff(string_buffers(table[side])[0])[order] for side in ("src", "tgt"))
+    order = order[: max(1, int(np.searchsorted(np.cumsum(size), limit, side="right")))]
+    return table.take(np.sort(order))
 
 
 def _summary(stage: str, table: pa.Table, found: Agreement) -> dict[str, Any]:
@@ -134,6 +167,7 @@ def _summary(stage: str, table: pa.Table, found: Agreement) -> dict[str, Any]:
     return {
         "reference": found.reference,
         "rows": table.num_rows,
+        "rows_by_pair": dict(sorted(count_values(pairs_of(table)).items())),
         "compared": found.compared,
         "agree": found.compared,
         "largest_difference": found.largest_difference,

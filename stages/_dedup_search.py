@@ -33,6 +33,8 @@ U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
+_FINEST = 24  # log2 of the buckets of a part, at most
+_LEAST_SCRATCH = 1 << 16
 _SCRATCH = 1 << 26  # rows dealt into parts at a time; 12 bytes each
 _PART = 13  # log2 of the rows of a part: with its buckets, it fits the cache
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
@@ -92,23 +94,25 @@ class Tables(NamedTuple):
 
     Attributes:
         masks: the bits that the table looks at, uint64.
-        firsts, first_lows: of these the bits of the first block, and the lowest of them. Their hash says which part a
-            row is in; uint64.
+        group: the number of its first block among those of all tables; int64.
+        firsts, first_lows: the bits of the first block, and the lowest of them. Their hash says which part a row is in;
+            uint64.
         coarse: how many leading bits of that hash; int64.
         keys, key_lows: the bits, and the lowest of them, whose hash says which bucket of the part: those that the rows of
             a part do not share anyway; uint64.
-        downs: by how many bits that hash is shifted down; uint64.
-        fine: how many bits of it are then looked at; int64.
+        used: leading bits of that hash that the part has used up; int64.
+        left: bits of the key that tell buckets of a part, at most; int64.
     """
 
     masks: U64
+    group: I64
     firsts: U64
     first_lows: U64
     coarse: I64
     keys: U64
     key_lows: U64
-    downs: U64
-    fine: I64
+    used: I64
+    left: I64
 
 
 def make_tables(n: int, k: int, distance: int) -> Tables:
@@ -118,11 +122,12 @@ def make_tables(n: int, k: int, distance: int) -> Tables:
         mask, first = _mask(k, chosen), _mask(k, chosen[:1])
         coarse = min(first.bit_count(), max(0, n.bit_length() - _PART))
         key = mask ^ first if coarse == first.bit_count() and mask != first else mask
-        used = coarse if key == first else 0  # the part has used up the leading bits of the hash
-        fine = max(0, min(key.bit_count() - used, n.bit_length() + 1 - coarse))
-        rows.append((mask, first, _low(first), coarse, key, _low(key), 63 - used - fine, fine))
+        used = coarse if key == first else 0
+        left = min(key.bit_count() - used, _FINEST)
+        rows.append((mask, chosen[0], first, _low(first), coarse, key, _low(key), used, left))
     columns: list[Any] = [np.array(column, np.uint64) for column in zip(*rows, strict=True)]
-    columns[3], columns[7] = columns[3].astype(np.int64), columns[7].astype(np.int64)
+    for number in (1, 4, 7, 8):
+        columns[number] = columns[number].astype(np.int64)
     return Tables(*columns)
 
 
@@ -137,6 +142,18 @@ def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
     Strangers may meet in a bucket; friends do.
     """
     return (((value & mask) >> low) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1)
+
+
+@kernel(inline="always")
+def _fine(left: int, rows: int) -> np.int64:
+    """The bits that tell the buckets of a part with so many rows: two to four buckets a row, where the key has the bits.
+
+    It goes by the part's own rows, as a block of bits can be much the same in all texts.
+    """
+    bits = np.int64(1)
+    while rows >> bits:
+        bits += 1
+    return min(np.int64(left), bits + 1)
 
 
 @kernel
@@ -239,6 +256,7 @@ def _search(
     first_table: int,
     last_table: int,
     part: int,
+    counts: I64,
     starts: I64,
     sizes: I64,
     part_values: U64,
@@ -251,22 +269,23 @@ def _search(
     Args:
         tables: all tables; those looked through have their first block in common.
         part: the number of the first part.
+        counts: rows that are dealt to each part, be they first or not.
         starts, sizes: where in `part_values` and `part_rows` each part starts, from 1, and its rows.
         distance: bits in which near rows may differ.
         crowded: 1 is written for the rows of marked buckets, uint8 (n,).
 
     Returns:
         Edges as `later << 32 | earlier`, in no order; a pair that several tables see is given by the first. And the
-        buckets that were marked, as `table << 48 | part << fine | bucket`.
+        buckets that were marked, as `table << 48 | part << _FINEST | bucket`.
     """
-    masks, _, _, _, keys, key_lows, downs, fines = tables  # once: each time counts references
+    masks, _, _, _, _, keys, key_lows, useds, lefts = tables  # once: each time counts references
     part_values[0] = 0
     edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
     edge_count, mark_count = 0, 0
     near = np.uint64(distance)
     finest = 0
     for table in range(first_table, last_table):
-        finest = max(finest, fines[table])
+        finest = max(finest, _fine(lefts[table], counts.max()))
     head, found = np.empty(1 << finest, np.int32), np.empty(1 << finest, np.int32)
     chain, meeting = np.zeros(sizes.max() + 1, np.int32), np.empty(sizes.max(), np.int32)
     for p in range(sizes.size):
@@ -275,8 +294,8 @@ def _search(
             continue
         some = part_values[begin - 1 : end]
         for table in range(first_table, last_table):
-            mask, key, low, down, fine = masks[table], keys[table], key_lows[table], downs[table], fines[table]
-            fine_mask = np.uint64((1 << fine) - 1)
+            mask, key, low, fine = masks[table], keys[table], key_lows[table], _fine(lefts[table], counts[p])
+            down, fine_mask = np.uint64(63 - useds[table] - fine), np.uint64((1 << fine) - 1)
             head[: 1 << fine] = 0
             meetings = _meet(some, key, low, down, fine_mask, near, head, chain, meeting)
             if meetings:
@@ -315,7 +334,7 @@ def _search(
                         more = np.empty(2 * mark_count, np.uint64)
                         more[:mark_count] = marked
                         marked = more
-                    marked[mark_count] = np.uint64((table << 48) | ((part + p) << fine) | q)
+                    marked[mark_count] = np.uint64((table << 48) | ((part + p) << _FINEST) | q)
                     mark_count += 1
             if mark_count > marked_before:
                 for i in range(1, some.size):
@@ -343,8 +362,8 @@ class _Pool(NamedTuple):
 
 @kernel
 def _greedy(
-    values: U64, first: I32, edges: U64, tables: Tables, marked: U64, marked_start: I64, crowded: U8, distance: int,
-    pool: _Pool, row: int, used: int, keeper: I32,
+    values: U64, first: I32, edges: U64, tables: Tables, counts: I64, marked: U64, marked_start: I64, crowded: U8,
+    distance: int, pool: _Pool, row: int, used: int, keeper: I32,
 ) -> tuple[int, int]:  # fmt: skip
     """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
 
@@ -352,7 +371,7 @@ def _greedy(
         values: fingerprints in rank order.
         first: the first row with the same fingerprint.
         edges: `later << 32 | earlier`, ascending.
-        tables: what makes the buckets.
+        tables, counts: what makes the buckets; rows of the parts of each group, shape (groups, parts).
         marked: the marked buckets, ascending; `marked_start` says where each table's start.
         crowded: which rows are in a marked bucket.
         pool: the kept rows of the marked buckets.
@@ -363,7 +382,7 @@ def _greedy(
         The row that was not visited for want of room in the pool, n at the end; and blocks in use.
     """
     near = np.uint64(distance)
-    masks, firsts, first_lows, coarses, keys, key_lows, downs, fines = tables  # once: each time counts references
+    masks, groups, firsts, first_lows, coarses, keys, key_lows, useds, lefts = tables  # once: it counts references
     head, tail, fill, pool_values, pool_rows, pool_next = pool
     place = np.full(masks.size, -1, np.int64)
     edge = np.searchsorted(edges, np.uint64(row) << np.uint64(32))
@@ -388,8 +407,9 @@ def _greedy(
                 if low == high:
                     continue
                 part = np.int64(_hash(value, firsts[t], first_lows[t]) >> np.uint64(63 - coarses[t]))
-                q = np.int64(_hash(value, keys[t], key_lows[t]) >> downs[t]) & ((1 << fines[t]) - 1)
-                bucket = np.uint64((t << 48) | (part << fines[t]) | q)
+                fine = _fine(lefts[t], counts[groups[t], part])
+                q = np.int64(_hash(value, keys[t], key_lows[t]) >> np.uint64(63 - useds[t] - fine)) & ((1 << fine) - 1)
+                bucket = np.uint64((t << 48) | (part << _FINEST) | q)
                 at = low + np.searchsorted(marked[low:high], bucket)
                 if at == high or marked[at] != bucket:
                     continue
@@ -426,7 +446,9 @@ def _greedy(
     return row, used
 
 
-def _visit(values: U64, first: I32, edges: U64, tables: Tables, marked: U64, crowded: U8, distance: int) -> I32:
+def _visit(
+    values: U64, first: I32, edges: U64, tables: Tables, counts: I64, marked: U64, crowded: U8, distance: int
+) -> I32:
     """The keeper of every row; gives the pool the room that it needs."""
     starts = np.searchsorted(marked, np.arange(tables.masks.size + 1, dtype=np.uint64) << np.uint64(48))
     room = _BLOCKS + tables.masks.size
@@ -439,7 +461,19 @@ def _visit(values: U64, first: I32, edges: U64, tables: Tables, marked: U64, cro
     row, used = 0, 0
     while True:
         row, used = _greedy(
-            values, first, edges, tables, marked, starts.astype(np.int64), crowded, distance, pool, row, used, keeper
+            values,
+            first,
+            edges,
+            tables,
+            counts,
+            marked,
+            starts.astype(np.int64),
+            crowded,
+            distance,
+            pool,
+            row,
+            used,
+            keeper,
         )
         if row == values.size:
             return keeper
@@ -460,10 +494,10 @@ class _Job(NamedTuple):
 
 
 def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
-    """The keeper of every row: itself, or the earliest kept row within the distance, shape (n,).
+    """The keeper of every row, int32 (n,): itself, or the earliest kept row within the distance.
 
     Args:
-        values: n < 2**31 fingerprints in rank order.
+        values: n < 2**31 fingerprints in rank order, uint64, contiguous.
         distance: bits in which near rows may differ, 0 to 8.
         threads: how many to use; the result does not depend on it.
         k: the number of blocks, if it is not to be chosen here.
@@ -472,11 +506,12 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
     tables = make_tables(n, k or (choose_blocks(values, distance) if distance else 1), distance)
     ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
     first, crowded = np.empty(n, np.int32), np.zeros(n, np.uint8)
-    scratch = max(1 << 16, _SCRATCH // max(1, threads))
+    scratch = max(_LEAST_SCRATCH, _SCRATCH // max(1, threads))
+    all_counts = np.zeros((len(ends), 1 << int(tables.coarse.max())), np.int64)
 
     def layout(group: int) -> list[_Job]:
         table, coarse = (ends[group - 1] if group else 0), int(tables.coarse[ends[group] - 1])
-        counts = np.zeros(1 << coarse, np.int64)
+        counts = all_counts[group, : 1 << coarse]
         _histogram(values, tables.firsts[table], tables.first_lows[table], coarse, counts)
         jobs, part, total = [], 0, np.cumsum(counts)
         share = min(scratch, -(-n // threads)) if group == 0 else scratch  # the first group has no other beside it
@@ -505,7 +540,17 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
             if distance == 0:
                 return np.empty(0, np.uint64), np.empty(0, np.uint64)
         return _search(
-            tables, table, job.last_table, job.part, starts, sizes, part_values, part_rows, distance, crowded
+            tables,
+            table,
+            job.last_table,
+            job.part,
+            job.counts,
+            starts,
+            sizes,
+            part_values,
+            part_rows,
+            distance,
+            crowded,
         )
 
     with ThreadPoolExecutor(threads) as pool:
@@ -519,7 +564,7 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
     del found
     edges.sort()
     marked.sort()
-    return _visit(values, first, edges, tables, marked, crowded, distance)
+    return _visit(values, first, edges, tables, all_counts, marked, crowded, distance)
 
 
 @kernel

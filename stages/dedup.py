@@ -160,16 +160,28 @@ def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
 
 
 def compare_with_reference(table: pa.Table, settings: DedupSettings) -> Agreement:
-    """Compares the fingerprints of n rows with those that the `simhash` package makes (slow: for samples)."""
+    """Compares fingerprints with those that the `simhash` package makes (slow: for samples).
+
+    Args:
+        table: n rows with `src`, `tgt` and `fingerprint`.
+        settings: those that the fingerprints were made with.
+
+    Returns:
+        n comparisons; the difference is in bits.
+    """
     wrong = []
     columns = (table["src"].to_pylist(), table["tgt"].to_pylist(), table["fingerprint"].to_pylist())
     for row, (src, tgt, found) in enumerate(zip(*columns, strict=True)):
         right = reference_fingerprint(src or "", tgt or "", settings)
         if found != right:
             wrong.append((row, f"{found:016x}", f"{right:016x}"))
-    version = importlib.metadata.version("simhash")
     apart = max((bin(int(a, 16) ^ int(b, 16)).count("1") for _, a, b in wrong), default=0)
-    return Agreement(f"simhash {version}", table.num_rows, apart, wrong)
+    return Agreement(reference(), table.num_rows, apart, wrong)
+
+
+def reference() -> str:
+    """The package that `compare_with_reference` compares with, and its version."""
+    return f"simhash {importlib.metadata.version('simhash')}"
 
 
 def decide(

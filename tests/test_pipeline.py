@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -564,3 +565,14 @@ def test_a_part_that_lost_its_bytes_is_made_again(bitext: Corpus, tmp_path: Path
     (out / "manifest.json").unlink()
     run(recipe(data), out)
     assert digests(out) == before
+
+
+def test_nobody_reads_on_after_a_failure(bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RunError("failed")
+
+    data = bitext(shards=4)
+    monkeypatch.setattr("corpusprep.passes.run_first_pass", failing)
+    with pytest.raises(RunError, match="failed"):
+        run(recipe(data), tmp_path / "out", workers=1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]

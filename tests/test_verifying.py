@@ -45,6 +45,7 @@ def test_the_agreement_is_in_the_manifest(bitext: Corpus, tmp_path: Path) -> Non
     assert found["dedup"]["reference"].startswith("simhash ")
     for stage in found.values():
         assert stage["agree"] == stage["compared"]
+        assert stage["of"] == "stored"
         assert 90 <= stage["rows"] <= 110
     assert found["langid"]["compared"] == 2 * found["langid"]["rows"]
     assert 0 < found["langid"]["largest_difference"] <= 1e-5
@@ -111,6 +112,7 @@ def test_a_stage_of_the_users_own_may_change_the_text(
     )
     result = run(load_recipe(path), tmp_path / "out")
     assert result.verified["langid"]["rows"] > 80
+    assert result.verified["langid"]["of"] == "recomputed"
     assert result.verified["dedup"]["rows"] > 80
 
 
@@ -143,6 +145,57 @@ def test_the_comparison_of_single_tables() -> None:
     found = compare_with_reference(table, settings)
     assert len(found.disagreements) == 6
     assert found.largest_difference == 2
+
+
+def test_parts_made_anew_are_verified_anew(bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the same key, as after an installation that has gone wrong."""
+    data, out = bitext(), tmp_path / "out"
+    run(recipe(data), out)
+
+    def wrong(table: pa.Table, settings: DedupSettings) -> pa.Table:
+        table = fingerprint(table, settings)
+        flipped = pa.array(table["fingerprint"].to_numpy() ^ np.uint64(1))
+        return table.set_column(table.schema.get_field_index("fingerprint"), "fingerprint", flipped)
+
+    monkeypatch.setattr("corpusprep.stages.dedup.fingerprint", wrong)
+    with pytest.raises(RunError, match="dedup"):
+        run(recipe(data), out, redo="clean")
+
+
+def test_every_pair_is_verified_and_no_column_of_the_users_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adds_a_column.py").write_text(
+        "import pyarrow as pa\n"
+        "def add(table, options):\n"
+        "    kind = pa.int64() if table['shard'][0].as_py().startswith('a') else pa.float64()\n"
+        "    table = table.append_column('extra', pa.array([1] * len(table), kind))\n"
+        "    return table, table.slice(0, 0).append_column('reason', [[]])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    english = [f"The ship left port {n} at noon and came back by night." for n in range(3000)]
+    german = [f"Das Schiff verließ Hafen {n} am Mittag und kam nachts zurück." for n in range(3000)]
+    for name in "ab":
+        rows = [
+            {"src": e, "tgt": d, "src_lang": "en", "tgt_lang": "de" if n % 1000 else "fr"}
+            for n, (e, d) in enumerate(zip(english, german, strict=True))
+        ]  # three rows of each file are filed under a language that they are not in
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'verify = 200\n[[source]]\nformat = "jsonl"\npath = "{tmp_path}/*.jsonl"\n'
+        '[[stage]]\nfunction = "adds_a_column:add"\nafter = "clean"\n[quality]\nenabled = false\n'
+    )
+    found = run(load_recipe(path), tmp_path / "out").verified
+    assert found["langid"]["rows_by_pair"]["en-fr"] == 6  # all were dropped
+    assert found["langid"]["rows_by_pair"]["en-de"] >= 90
+    assert found["dedup"]["rows_by_pair"].keys() == {"en-de"}
+
+
+def test_long_rows_make_the_sample_smaller(bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corpusprep.verifying._BYTES", 2_000)
+    found = run(recipe(bitext(), "verify=500"), tmp_path / "out").verified
+    assert 1 <= found["dedup"]["rows"] < 50
 
 
 def test_verify_is_not_redone(bitext: Corpus, tmp_path: Path) -> None:

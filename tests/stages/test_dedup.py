@@ -248,7 +248,8 @@ class TestDecide:
     @pytest.mark.parametrize("threads", [1, 3])
     def test_dense_buckets_are_exact_too(self, distance: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Thousands of rows around one fingerprint, and rows that share most blocks without being near."""
-        monkeypatch.setattr(_dedup_search, "_SCRATCH", 1 << 10)
+        monkeypatch.setattr(_dedup_search, "_SCRATCH", 1 << 10)  # many jobs a group
+        monkeypatch.setattr(_dedup_search, "_LEAST_SCRATCH", 1)
         monkeypatch.setattr(_dedup_search, "_BLOCKS", 1)
         monkeypatch.setattr(_dedup_search, "_PART", 8)
         rng = np.random.default_rng(distance)
@@ -259,6 +260,24 @@ class TestDecide:
         wanted = brute_force(values, distance)
         for k in (None, distance + 1, distance + 2):
             assert _dedup_search.keepers(values, distance, threads, k).tolist() == wanted
+
+    @pytest.mark.parametrize("bits", [0xFFFF, 0xFFFF << 24, 0xFFFFFFFFFFFF])
+    def test_bits_that_are_the_same_in_all_rows(self, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All rows are in one part, or in few buckets."""
+        monkeypatch.setattr(_dedup_search, "_PART", 4)
+        rng = np.random.default_rng(6)
+        values = clustered(rng, 2000, 1200, 3) & ~np.uint64(bits)
+        for distance in (0, 1, 3):
+            wanted = brute_force(values, distance)
+            for k in (None, distance + 1, distance + 3):
+                assert _dedup_search.keepers(values, distance, 2, k).tolist() == wanted
+
+    def test_buckets_go_by_the_rows_of_their_part(self) -> None:
+        """So a part that holds all rows, for a block of bits that they share, has as many as many parts have."""
+        fine = _dedup_search._fine.py_func
+        assert fine(40, 100_000) == 18
+        assert fine(40, 10) == 5
+        assert fine(3, 100_000) == 3
 
     def test_no_chains(self) -> None:
         values = np.array([0b0, 0b111, 0b111111], np.uint64)  # a-b and b-c are near, a-c are not
