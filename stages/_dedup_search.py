@@ -283,63 +283,92 @@ def _search(
     edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
     edge_count, mark_count = 0, 0
     near = np.uint64(distance)
-    finest = 0
-    for table in range(first_table, last_table):
-        finest = max(finest, _fine(lefts[table], counts.max()))
-    head, found = np.empty(1 << finest, np.int32), np.empty(1 << finest, np.int32)
+    head, found = np.empty(1 << (_PART + 4), np.int32), np.empty(1 << (_PART + 4), np.int32)
     chain, meeting = np.zeros(sizes.max() + 1, np.int32), np.empty(sizes.max(), np.int32)
+    # A part that is much larger than others, as a block of bits can be the same in many texts, is dealt again for each
+    # table, by leading bits of the bucket, so that what is compared stays within the cache.
+    widest = np.int64(0)
+    for table in range(first_table, last_table):
+        widest = max(widest, _fine(lefts[table], counts.max()))
+    room = sizes.max() + 1 if widest > _PART + 4 else 0
+    dealt_values, dealt_rows = np.empty(room, np.uint64), np.empty(room, np.int32)
     for p in range(sizes.size):
         begin, end = starts[p], starts[p] + sizes[p]
         if sizes[p] < 2:
             continue
-        some = part_values[begin - 1 : end]
         for table in range(first_table, last_table):
-            mask, key, low, fine = masks[table], keys[table], key_lows[table], _fine(lefts[table], counts[p])
-            down, fine_mask = np.uint64(63 - useds[table] - fine), np.uint64((1 << fine) - 1)
-            head[: 1 << fine] = 0
-            meetings = _meet(some, key, low, down, fine_mask, near, head, chain, meeting)
-            if meetings:
-                found[: 1 << fine] = 0
-            marked_before = mark_count
-            for at in range(meetings):
-                i = meeting[at]
-                value = some[i]
-                q = np.int64((_hash(value, key, low) >> down) & fine_mask)
-                if found[q] == _MARKED:
+            mask, key, low, whole = masks[table], keys[table], key_lows[table], _fine(lefts[table], counts[p])
+            shift = 63 - useds[table] - whole
+            split = whole - (_PART + 2) if whole > _PART + 4 else np.int64(0)
+            fine = whole - split
+            down, fine_mask = np.uint64(shift), np.uint64((1 << fine) - 1)
+            bounds = np.zeros((1 << split) + 1, np.int64)
+            bounds[0] = 1
+            if split:
+                split_down, split_mask = np.uint64(shift + fine), np.uint64((1 << split) - 1)
+                for i in range(begin, end):
+                    bounds[np.int64((_hash(part_values[i], key, low) >> split_down) & split_mask) + 1] += 1
+                for s in range(1 << split):
+                    bounds[s + 1] += bounds[s]
+                ends = bounds[:-1].copy()
+                for i in range(begin, end):
+                    to = np.int64((_hash(part_values[i], key, low) >> split_down) & split_mask)
+                    dealt_values[ends[to]], dealt_rows[ends[to]] = part_values[i], part_rows[i]
+                    ends[to] += 1
+            for s in range(1 << split):
+                if split:
+                    some, some_rows = (
+                        dealt_values[bounds[s] - 1 : bounds[s + 1]],
+                        dealt_rows[bounds[s] - 1 : bounds[s + 1]],
+                    )
+                else:
+                    some, some_rows = part_values[begin - 1 : end], part_rows[begin - 1 : end]
+                if some.size < 3:
                     continue
-                steps = 0
-                j = chain[i]
-                while j > 0:
-                    differ = value ^ some[j]
-                    if popcount(differ) <= near and differ & mask == 0:
-                        known = False  # an earlier table sees this pair too
-                        for earlier in range(table):
-                            if differ & masks[earlier] == 0:
-                                known = True
-                                break
-                        found[q] += 1
-                        if not known:
-                            if edge_count == edges.size:
-                                more = np.empty(2 * edge_count, np.uint64)
-                                more[:edge_count] = edges
-                                edges = more
-                            later, before = np.uint64(part_rows[begin + i - 1]), np.uint64(part_rows[begin + j - 1])
-                            edges[edge_count] = later << np.uint64(32) | before
-                            edge_count += 1
-                    j = chain[j]
-                    steps += 1
-                if steps >= _LARGE or found[q] > _EDGES * steps + _DENSE:
-                    found[q] = _MARKED
-                    if mark_count == marked.size:
-                        more = np.empty(2 * mark_count, np.uint64)
-                        more[:mark_count] = marked
-                        marked = more
-                    marked[mark_count] = np.uint64((table << 48) | ((part + p) << _FINEST) | q)
-                    mark_count += 1
-            if mark_count > marked_before:
-                for i in range(1, some.size):
-                    if found[np.int64((_hash(some[i], key, low) >> down) & fine_mask)] == _MARKED:
-                        crowded[part_rows[begin + i - 1]] = 1
+                head[: 1 << fine] = 0
+                meetings = _meet(some, key, low, down, fine_mask, near, head, chain, meeting)
+                if meetings:
+                    found[: 1 << fine] = 0
+                marked_before = mark_count
+                for at in range(meetings):
+                    i = meeting[at]
+                    value = some[i]
+                    q = np.int64((_hash(value, key, low) >> down) & fine_mask)
+                    if found[q] == _MARKED:
+                        continue
+                    steps = 0
+                    j = chain[i]
+                    while j > 0:
+                        differ = value ^ some[j]
+                        if popcount(differ) <= near and differ & mask == 0:
+                            known = False  # an earlier table sees this pair too
+                            for earlier in range(table):
+                                if differ & masks[earlier] == 0:
+                                    known = True
+                                    break
+                            found[q] += 1
+                            if not known:
+                                if edge_count == edges.size:
+                                    more = np.empty(2 * edge_count, np.uint64)
+                                    more[:edge_count] = edges
+                                    edges = more
+                                later, before = np.uint64(some_rows[i]), np.uint64(some_rows[j])
+                                edges[edge_count] = later << np.uint64(32) | before
+                                edge_count += 1
+                        j = chain[j]
+                        steps += 1
+                    if steps >= _LARGE or found[q] > _EDGES * steps + _DENSE:
+                        found[q] = _MARKED
+                        if mark_count == marked.size:
+                            more = np.empty(2 * mark_count, np.uint64)
+                            more[:mark_count] = marked
+                            marked = more
+                        marked[mark_count] = np.uint64((table << 48) | ((part + p) << _FINEST) | (s << fine) | q)
+                        mark_count += 1
+                if mark_count > marked_before:
+                    for i in range(1, some.size):
+                        if found[np.int64((_hash(some[i], key, low) >> down) & fine_mask)] == _MARKED:
+                            crowded[some_rows[i]] = 1
     return edges[:edge_count].copy(), marked[:mark_count].copy()
 
 

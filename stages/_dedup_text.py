@@ -47,6 +47,7 @@ _UNSEEN = frozenset(
 
 SOURCE, TARGET = 1, 2  # start each feature's hash: one feature for each side
 _BASE = 0x9E3779B97F4A7C15
+_FACTOR = 0xD6E8FEB86659FD93
 _MASK = (1 << 64) - 1
 
 
@@ -252,16 +253,14 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
         if byte < 0x80:
             i += 1
             folded = t.fold[byte]
-            if folded:
-                out[size] = folded
-                size += 1
+            out[size] = folded  # without a branch: where words end cannot be guessed
+            size += folded != _DROP
             continue
         code, i = _decode(data, i, end)
         folded = t.fold[code]
         if folded < _SEQUENCE:
-            if folded:
-                out[size] = folded
-                size += 1
+            out[size] = folded
+            size += folded != _DROP
             continue
         first: Int = 0
         count: Int = 1
@@ -290,15 +289,20 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
 
 @kernel
 def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
-    """Exact 64-bit hash of `codes[:size]`."""
+    """Exact 64-bit hash of `codes[:size]`: two chains of a multiplication for two characters, mixed at the end."""
     state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
+    other = state ^ np.uint64(_MASK)
     i = 0
-    while i + 1 < size:
-        state = mix64(state ^ (np.uint64(codes[i]) | np.uint64(codes[i + 1]) << np.uint64(32))) + np.uint64(_BASE)
-        i += 2
-    if i < size:
+    while i + 4 <= size:
+        state = (state ^ (np.uint64(codes[i]) | np.uint64(codes[i + 1]) << np.uint64(32))) * np.uint64(_BASE)
+        other = (other ^ (np.uint64(codes[i + 2]) | np.uint64(codes[i + 3]) << np.uint64(32))) * np.uint64(_FACTOR)
+        state ^= state >> np.uint64(32)
+        other ^= other >> np.uint64(29)
+        i += 4
+    while i < size:
         state = mix64(state ^ np.uint64(codes[i])) + np.uint64(_BASE)
-    return state
+        i += 1
+    return mix64(state ^ mix64(other))
 
 
 def feature_hash(marker: int, feature: str) -> int:
@@ -313,24 +317,37 @@ def feature_hash(marker: int, feature: str) -> int:
 
 @kernel(inline="always")
 def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
+    """The feature at i before it is mixed: the marker and n characters as the digits of a number to the base `_BASE`."""
     value = np.uint64(marker)
     for k in range(n):
         value = value * np.uint64(_BASE) + np.uint64(codes[i + k])
-    return mix64(value)
+    return value
 
 
-@kernel
-def _add(planes: U64, level: int, bits: np.uint64) -> None:
-    """Adds 2**level to the counters of the set bits. Counter b is spread over bit b of all planes."""
-    while bits != 0:
-        carry = planes[level] & bits
-        planes[level] ^= bits
+@kernel(inline="always")
+def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, lead: np.uint64) -> np.uint64:
+    """The feature at i + 1 from that at i: the first character and the marker go, one character comes.
+
+    Args:
+        weight: `_BASE ** n`, the weight that the first character has by then.
+        lead: the marker with its weight, less what one step more makes of it.
+    """
+    value = value * np.uint64(_BASE) + lead
+    return value - np.uint64(codes[i]) * weight + np.uint64(codes[i + n])
+
+
+@kernel(inline="always")
+def _add(planes: U64, level: int, top: int, bits: np.uint64) -> None:
+    """Adds 2**level to the counters of the set bits, of which none needs a plane beyond `top`. Counter b is spread over
+    bit b of all planes. The carry runs to the end: where it dies out cannot be guessed."""
+    for k in range(level, top):
+        carry = planes[k] & bits
+        planes[k] ^= bits
         bits = carry
-        level += 1
 
 
 @kernel
-def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int:
+def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before: Int) -> Int:
     """Counts the features of one text: its character n-grams, or the whole text where it is shorter than n.
 
     The 64 counters are kept as bit planes, so that one feature costs a few operations on whole words: three planes
@@ -341,6 +358,7 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int
         n: characters of a feature.
         marker: says which side the text is.
         planes: uint64[40], the counters, added to.
+        before: features that the planes count already.
 
     Returns:
         The number of features.
@@ -350,25 +368,46 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int
     if size < n:
         n = size
     count = size - n + 1
+    top = 0
+    while (before + count) >> top:
+        top += 1
+    weight = np.uint64(1)
+    for _ in range(n):
+        weight *= np.uint64(_BASE)
+    # value * _BASE + lead: the marker's weight stays what it was.
+    lead = np.uint64(marker) * weight - np.uint64(marker) * weight * np.uint64(_BASE)
+    value = _gram(codes, 0, n, marker)
     ones, twos, fours = planes[0], planes[1], planes[2]
     i = 0
-    while i + 8 <= count:
-        a, b = _gram(codes, i, n, marker), _gram(codes, i + 1, n, marker)
+    while i + 8 < count:
+        a = mix64(value)
+        value = _next_gram(value, codes, i, n, weight, lead)
+        b = mix64(value)
+        value = _next_gram(value, codes, i + 1, n, weight, lead)
         u = ones ^ a
         twos_a = (ones & a) | (u & b)
         ones = u ^ b
-        a, b = _gram(codes, i + 2, n, marker), _gram(codes, i + 3, n, marker)
+        a = mix64(value)
+        value = _next_gram(value, codes, i + 2, n, weight, lead)
+        b = mix64(value)
+        value = _next_gram(value, codes, i + 3, n, weight, lead)
         u = ones ^ a
         twos_b = (ones & a) | (u & b)
         ones = u ^ b
         u = twos ^ twos_a
         fours_a = (twos & twos_a) | (u & twos_b)
         twos = u ^ twos_b
-        a, b = _gram(codes, i + 4, n, marker), _gram(codes, i + 5, n, marker)
+        a = mix64(value)
+        value = _next_gram(value, codes, i + 4, n, weight, lead)
+        b = mix64(value)
+        value = _next_gram(value, codes, i + 5, n, weight, lead)
         u = ones ^ a
         twos_a = (ones & a) | (u & b)
         ones = u ^ b
-        a, b = _gram(codes, i + 6, n, marker), _gram(codes, i + 7, n, marker)
+        a = mix64(value)
+        value = _next_gram(value, codes, i + 6, n, weight, lead)
+        b = mix64(value)
+        value = _next_gram(value, codes, i + 7, n, weight, lead)
         u = ones ^ a
         twos_b = (ones & a) | (u & b)
         ones = u ^ b
@@ -378,11 +417,13 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64) -> Int
         u = fours ^ fours_a
         eights = (fours & fours_a) | (u & fours_b)
         fours = u ^ fours_b
-        _add(planes, 3, eights)
+        _add(planes, 3, top, eights)
         i += 8
     planes[0], planes[1], planes[2] = ones, twos, fours
     while i < count:
-        _add(planes, 0, _gram(codes, i, n, marker))
+        _add(planes, 0, top, mix64(value))
+        if i + 1 < count:
+            value = _next_gram(value, codes, i, n, weight, lead)
         i += 1
     return count
 
@@ -433,11 +474,11 @@ def fingerprints(
         exact = np.uint64(0)
         if sides & SOURCE:
             size = fold_text(src, src_offsets[row], src_offsets[row + 1], t, codes)
-            count += add_features(codes, size, n, SOURCE, planes)
+            count += add_features(codes, size, n, SOURCE, planes, count)
             exact = hash_codes(codes, size, SOURCE)
         if sides & TARGET:
             size = fold_text(tgt, tgt_offsets[row], tgt_offsets[row + 1], t, codes)
-            count += add_features(codes, size, n, TARGET, planes)
+            count += add_features(codes, size, n, TARGET, planes, count)
             exact = mix64(exact) ^ hash_codes(codes, size, TARGET)
         fingerprint[row] = majority(planes, count)
         text_hash[row] = exact

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/bench.py [--parts langid,fingerprints,search,pass1,text-dedup,scale] [--data FOLDER] [--out DIR]
 
-Peers are installed into environments of their own, in DIR. Their input is real text where FOLDER has it
-(`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`), else generated (`generate.py`). What each
+Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
+it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); the rest is generated (`generate.py`). What each
 part measured is kept in DIR; `RESULTS.md` beside this file is written anew from all of it.
 
     langid        both sides of pairs, per core, against fasttext-predict with the same model
-    fingerprints  SimHash of the same features, per core, against the simhash package
+    fingerprints  SimHash of character 4-grams, per core, against the simhash package
     search        exact near-duplicate search against one numpy.sort of the same fingerprints
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
                   the same rules and the same number of processes
@@ -40,6 +40,10 @@ from corpusprep.stages.langid import LangidSettings, langid, model_files
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("corpusprep")
 Row = dict[str, Any]
+REAL = {
+    "multi30k": ("en-de", "bitext/multi30k_train/en-de.tsv.gz"),
+    "lafand": ("en-sw", "bitext/lafand_train/en-swa.tsv.gz"),
+}
 
 
 def row(what: str, ours: str, peer: str, theirs: str, ratio: float | None, note: str = "") -> Row:
@@ -73,42 +77,71 @@ def sample(out: Path, rows: int) -> pa.Table:
     return pa.concat_tables([batch.table for shard in source.shards() for batch in source.read(shard)])
 
 
+def texts(out: Path, data: Path | None, rows: int) -> dict[str, pa.Table]:
+    """Tables of pairs to measure on, by name: real ones where they are at hand, and a generated one."""
+    found = {"generated en-de, en-ru": sample(out, rows)}
+    for name, (pair, file) in REAL.items():
+        if data is not None and (data / file).exists():
+            lines = [line.split("\t") for line in gzip.decompress((data / file).read_bytes()).decode().split("\n")]
+            pairs = [line for line in lines if len(line) == 2][:rows]
+            columns = dict(zip(("src", "tgt"), (list(side) for side in zip(*pairs, strict=True)), strict=True))
+            codes = dict(zip(("src_lang", "tgt_lang"), ([code] * len(pairs) for code in pair.split("-")), strict=True))
+            found[f"{name} {pair}"] = pa.table(columns | codes)
+    return found
+
+
 def bench_langid(out: Path, data: Path | None) -> list[Row]:
     import fasttext
 
-    table, settings = sample(out, 20_000), LangidSettings()
+    settings, rows = LangidSettings(), []
     model = fasttext.load_model(str(model_files(settings)[0]))
-    lines = [text.replace("\n", " ") for side in ("src", "tgt") for text in table[side].to_pylist()]
-    ours, theirs = alternate(5, lambda: langid(table, settings), lambda: [model.predict(line, 5) for line in lines])
-    return [
-        row("language identification, lines per core", rate(len(lines), min(ours)), "fasttext-predict",
-            rate(len(lines), min(theirs)), median_ratio(ours, theirs))
-    ]  # fmt: skip
+    for name, table in texts(out, data, 20_000).items():
+        lines = [text.replace("\n", " ") for side in ("src", "tgt") for text in table[side].to_pylist()]
+        ours, first, five = alternate(
+            5,
+            lambda t=table: langid(t, settings),
+            *(lambda n=n, t=lines: [model.predict(line, n) for line in t] for n in (1, 5)),
+        )
+        for theirs, asked, note in (
+            (first, "the first label", "ours also weighs the expected language and its rival"),
+            (five, "five labels", "as it takes to look for the expected language"),
+        ):
+            rows.append(
+                row(f"lines per core, {name}", rate(len(lines), min(ours)), f"fasttext-predict, {asked}",
+                    rate(len(lines), min(theirs)), median_ratio(ours, theirs), note)
+            )  # fmt: skip
+    return rows
 
 
 def bench_fingerprints(out: Path, data: Path | None) -> list[Row]:
     import simhash
 
-    table, settings = sample(out, 20_000), DedupSettings()
-    few = table.slice(0, 1000)
-    pairs = list(zip(few["src"].to_pylist(), few["tgt"].to_pylist(), strict=True))
+    settings, rows = DedupSettings(), []
+    for name, table in texts(out, data, 20_000).items():
+        few = table.slice(0, 1000)
+        pairs = list(zip(few["src"].to_pylist(), few["tgt"].to_pylist(), strict=True))
 
-    def plain() -> None:
-        for src, tgt in pairs:
-            simhash.Simhash(
-                [side + text[i : i + 4] for side, text in (("1", src), ("2", tgt)) for i in range(len(text))]
-            )
+        def plain(pairs: Any = pairs) -> None:
+            for pair in pairs:
+                simhash.Simhash(
+                    [side + text[i : i + 4] for side, text in zip("12", pair, strict=True) for i in range(len(text))]
+                )
 
-    ours, theirs, bare = alternate(
-        5, lambda: fingerprint(few, settings), lambda: [reference_fingerprint(*pair, settings) for pair in pairs], plain
-    )
-    note = "the package's default hash of n-grams that are not normalised"
-    return [
-        row("fingerprints of pairs, per core", rate(1000, min(ours)), "simhash, same features", rate(1000, min(theirs)),
-            median_ratio(ours, theirs), "the same fingerprints"),
-        row("fingerprints of pairs, per core", rate(1000, min(ours)), "simhash, plain n-grams", rate(1000, min(bare)),
-            median_ratio(ours, bare), note),
-    ]  # fmt: skip
+        ours, theirs, bare = alternate(
+            5,
+            lambda t=table: fingerprint(t, settings),
+            lambda p=pairs: [reference_fingerprint(*pair, settings) for pair in p],
+            plain,
+        )
+        mine = rate(table.num_rows, min(ours))
+        per_row = [seconds / table.num_rows for seconds in ours]
+        for label, seconds, note in (
+            ("simhash, plain n-grams", bare, "with the package's own hash, of text that is not normalised"),
+            ("simhash, the same features", theirs, "which are normalised and hashed in Python; the same fingerprints"),
+        ):
+            ratio = median_ratio(per_row, [second / 1000 for second in seconds])
+            rows.append(row(f"pairs per core, {name}", mine, label, rate(1000, min(seconds)), ratio, note))
+    return rows
 
 
 def fingerprints_with_clusters(n: int) -> np.ndarray:
@@ -132,15 +165,18 @@ def bench_search(out: Path, data: Path | None) -> list[Row]:
         "n, threads, kind = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]\n"
         "make = bench.fingerprints_with_clusters\n"
         "values = make(n) if kind == 'clusters' else np.random.default_rng(1).integers(0, 2**64, n, dtype=np.uint64)\n"
+        "hashes = values.copy()\n"
+        "if kind == 'skewed': values[::2] &= ~np.uint64(0xFFFF)\n"  # half of the rows share a block
         "settings = DedupSettings()\n"
         "decide(values[:1000], values[:1000], settings)\n"
         "for _ in range(2):\n"
         "    began = time.perf_counter(); np.sort(values); print('sort', time.perf_counter() - began)\n"
-        "    began = time.perf_counter(); decide(values, values, settings, threads)\n"
+        "    began = time.perf_counter(); decide(values, hashes, settings, threads)\n"
         "    print('search', time.perf_counter() - began)\n"
     )
     for n, threads, kind in (
         (2_000_000, 1, "random"), (2_000_000, 1, "clusters"), (20_000_000, 1, "random"), (20_000_000, 1, "clusters"),
+        (20_000_000, 1, "skewed"),
         (50_000_000, 1, "random"), (50_000_000, 2, "random"), (50_000_000, 1, "clusters"), (50_000_000, 2, "clusters"),
     ):  # fmt: skip
         cost = command([sys.executable, "-c", script, HERE, str(n), str(threads), kind], out)
@@ -176,15 +212,14 @@ def read_lines(path: Path) -> list[bytes]:
     return (gzip.decompress(content) if path.suffix == ".gz" else content).rstrip(b"\n").split(b"\n")
 
 
-def bench_pass1(out: Path, data: Path | None) -> list[Row]:
+def bench_pass1(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
     programs = environment("opusfilter", out)
     rows = []
-    for name, pair, file in (
-        ("multi30k", "en-de", "bitext/multi30k_train/en-de.tsv.gz"),
-        ("lafand", "en-sw", "bitext/lafand_train/en-swa.tsv.gz"),
-    ):
+    for name, (pair, file) in REAL.items():
         folder = pass1_input(out, data, name, pair, file, 500_000)
         first, second = pair.split("-")
+        distinct = len(set(read_lines(folder / f"many.{pair}.tsv")))
+        repeated = f"{distinct:,} rows over and over; " if distinct < 400_000 else ""
         filters = [
             {"LengthFilter": {"unit": "char", "min_length": 1, "max_length": 1000}},
             {"LengthRatioFilter": {"unit": "char", "threshold": 3}},
@@ -198,7 +233,7 @@ def bench_pass1(out: Path, data: Path | None) -> list[Row]:
                                 "model_path": str(model_files(LangidSettings())[0])}},
         ]  # fmt: skip
         costs: dict[tuple[str, str], list[Cost]] = {}
-        for _ in range(2):
+        for _ in range(rounds):
             for size in ("ten", "many"):
                 recipe = folder / f"{size}.toml"
                 recipe.write_text(f'[[source]]\nformat = "tsv"\npath = "{folder}/{size}.{pair}.tsv"\n')
@@ -220,7 +255,7 @@ def bench_pass1(out: Path, data: Path | None) -> list[Row]:
         )
         rows.append(
             row(f"pass 1, {name} {pair}, marginal", rate(count, ours), "OpusFilter 3.3.1", rate(count, theirs), theirs / ours,
-                "2 processes each; ours fingerprints too")
+                f"2 processes each; {repeated}ours fingerprints too")
         )  # fmt: skip
         whole = {who: fastest(costs[who, "many"]) for who in ("ours", "theirs")}
         ratio = whole["theirs"].wall / whole["ours"].wall
@@ -319,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all)")
     parser.add_argument("--data", type=Path, help="folder with real text")
+    parser.add_argument("--rounds", type=int, default=2, help="of pass1 (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for what is needed")
     options = parser.parse_args(arguments)
     wanted = options.parts.split(",")
@@ -329,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for part in wanted:
         about = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-        found = PARTS[part](out, data)
+        found = bench_pass1(out, data, options.rounds) if part == "pass1" else PARTS[part](out, data)
         (out / f"{part}.json").write_text(json.dumps(about | {"rows": found}), encoding="utf-8")
     write_results(out)
 

@@ -272,6 +272,20 @@ class TestDecide:
             for k in (None, distance + 1, distance + 3):
                 assert _dedup_search.keepers(values, distance, 2, k).tolist() == wanted
 
+    def test_a_part_that_is_too_large_is_dealt_again(self) -> None:
+        """A block of bits is the same in all of 200,000 rows, so that one part holds them all."""
+        rng = np.random.default_rng(8)
+        values = rng.integers(0, 2**64, 200_000, dtype=np.uint64)
+        values[100_000:150_000] = values[:50_000] ^ (np.uint64(0b101) << rng.integers(16, 60, 50_000).astype(np.uint64))
+        values[150_000:190_000] = values[0]  # and a fifth of them are one row
+        values &= ~np.uint64(0xFFFF)
+        found = _dedup_search.keepers(values, 3, k=6)
+        assert (found[100_000:150_000] == np.arange(50_000)).sum() > 49_990  # a few are near an earlier one by chance
+        assert (found[150_000:190_000] == 0).all()
+        assert (found == np.arange(200_000)).sum() > 109_900
+        for k in (4, 5, 7):
+            assert np.array_equal(_dedup_search.keepers(values, 3, threads=2, k=k), found)
+
     def test_buckets_go_by_the_rows_of_their_part(self) -> None:
         """So a part that holds all rows, for a block of bits that they share, has as many as many parts have."""
         fine = _dedup_search._fine.py_func
