@@ -198,9 +198,9 @@ def decide(
         verdict: uint8 (n,); 0 kept, 1 exact duplicate, 2 near duplicate.
         keeper: int64 (n,); the earliest kept row that the row duplicates, itself where it is kept.
     """
-    from corpusprep.stages import _dedup_search
+    from corpusprep.stages import _dedup_greedy
 
-    return _dedup_search.decide(
+    return _dedup_greedy.decide(
         np.ascontiguousarray(fingerprint, np.uint64), np.ascontiguousarray(text_hash, np.uint64),
         settings.max_distance, settings.exact, settings.near, threads,
     )  # fmt: skip

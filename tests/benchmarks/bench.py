@@ -81,13 +81,21 @@ def texts(out: Path, data: Path | None, rows: int) -> dict[str, pa.Table]:
     """Tables of pairs to measure on, by name: real ones where they are at hand, and a generated one."""
     found = {"generated en-de, en-ru": sample(out, rows)}
     for name, (pair, file) in REAL.items():
-        if data is not None and (data / file).exists():
-            lines = [line.split("\t") for line in gzip.decompress((data / file).read_bytes()).decode().split("\n")]
-            pairs = [line for line in lines if len(line) == 2][:rows]
-            columns = dict(zip(("src", "tgt"), (list(side) for side in zip(*pairs, strict=True)), strict=True))
-            codes = dict(zip(("src_lang", "tgt_lang"), ([code] * len(pairs) for code in pair.split("-")), strict=True))
-            found[f"{name} {pair}"] = pa.table(columns | codes)
+        if lines := real_lines(data, file):
+            sides = zip(*(line.decode().split("\t") for line in lines[:rows]), strict=True)
+            columns = dict(zip(("src", "tgt"), map(list, sides), strict=True))
+            languages = zip(("src_lang", "tgt_lang"), pair.split("-"), strict=True)
+            found[f"{name} {pair}"] = pa.table(
+                columns | {side: [code] * len(columns["src"]) for side, code in languages}
+            )
     return found
+
+
+def real_lines(data: Path | None, file: str) -> list[bytes]:
+    """The lines of two columns of a file of real text; none where it is not at hand."""
+    if data is None or not (data / file).exists():
+        return []
+    return [line for line in read_lines(data / file) if line.count(b"\t") == 1]
 
 
 def bench_langid(out: Path, data: Path | None) -> list[Row]:
@@ -193,8 +201,7 @@ def pass1_input(out: Path, data: Path | None, name: str, pair: str, file: str, r
     if folder.exists():
         return folder
     folder.mkdir(parents=True)
-    if data is not None and (data / file).exists():
-        lines = [line for line in gzip.decompress((data / file).read_bytes()).split(b"\n") if line.count(b"\t") == 1]
+    if lines := real_lines(data, file):
         lines = (lines * (rows // len(lines) + 1))[:rows]
     else:
         generate(folder / "made", rows, pair, "tsv")
