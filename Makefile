@@ -5,13 +5,14 @@ VENV ?= .venv
 OUT ?= out/$(basename $(notdir $(RECIPE)))
 WORKERS ?=
 ARGS ?=
+TORCH ?= torch
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart test check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart test test-quality test-comet check bench clean-out all wheel help $(STAGES)
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,15 @@ quickstart: $(STAMP)  ## build the example's data and run all stages on it, offl
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
 
+test-quality: $(STAMP)  ## the tests of the comet scorer, which needs PyTorch: TORCH=torch==2.13.0 names which
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[dev,quality]'
+	$(BIN)/python -m pytest tests/stages/test_quality_comet.py tests/test_comet_runs.py
+
+test-comet:  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
+	test -x $(VENV)-comet/bin/python || $(PYTHON) -m venv $(VENV)-comet
+	$(VENV)-comet/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[dev,comet]'
+	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_comet.py tests/stages/test_quality_unbabel.py
+
 check: $(STAMP)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +50,7 @@ check: $(STAMP)  ## format, lint, types, tests
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## against peers, into tests/benchmarks/RESULTS.md: PARTS=langid,search,... DATA=folder with real text
-	$(BIN)/python tests/benchmarks/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(DATA),--data $(DATA))
+	TORCH='$(TORCH)' $(BIN)/python tests/benchmarks/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(DATA),--data $(DATA))
 
 wheel: $(STAMP)  ## a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from corpusprep import passes
+from corpusprep import judging, passes
 from corpusprep.context import Context, by_pair, dump
 from corpusprep.passes import Part
 from corpusprep.stages import balance
 from corpusprep.store import code_version, digest, file_digest, ready, versions
+
+_MARGIN = 1.05  # on what a round scores to fill what is missing
+_LOOK = 100_000  # tokens of a pair that are scored before it is given up, where none passes
 
 
 def count_tokens(
@@ -43,7 +46,7 @@ def count_tokens(
         for pair, count in estimated.items():
             limit = int(targets[pair] / ratios[pair] * margin) + 1
             limits[pair] = min(count.tokens, max(limit, limits.get(pair, 0)))
-        candidates = _candidates(run, parts, estimates, scores, limits)
+        candidates = _candidates(run, parts, estimates, scores, limits, settings)
         tokens = _count(run, "tokens", settings, parts, decisions, scores, cutoffs, candidates)
         exact = _at_hand(run, parts, tokens)
         whole = {pair for pair, limit in limits.items() if limit >= estimated[pair].tokens}
@@ -61,32 +64,106 @@ def count_tokens(
         margin *= 1.5
 
 
-def _candidates(
-    run: Context, parts: Sequence[Part], estimates: dict[str, str], scores: dict[str, str], limits: dict[str, int]
-) -> dict[str, str]:
-    """part -> file that marks the rows to be counted exactly."""
+def score_what_is_needed(
+    run: Context, parts: Sequence[Part], decisions: dict[str, str], states: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str], dict[str, float | None], dict[str, str], dict[str, balance.PairCount]]:
+    """Scores rows, in rounds, until those that pass fill each pair's share of the budget, or the pair is exhausted.
+
+    Each round scores what it takes by the share of tokens that passed so far; then the budget is shared out again by what
+    the pairs prove to have.
+
+    Returns:
+        part -> file of scores; part -> file of which rows were scored; pair -> cut-off; part -> file of verdicts so far, and
+        tokens; and what is at hand of each pair.
+    """
     settings = run.recipe.balance
+    rough = settings.model_copy(update={"tokenizer": None})
+    estimates = _count(run, "estimate", rough, parts, decisions, {}, {})
+    estimated = _at_hand(run, parts, estimates)
+    prior = judging.find_prior(run, parts, decisions)
+    order = settings.model_copy(update={"select": "score" if prior else "hash"})
+    limits = dict.fromkeys(estimated, 0)
+    passed = {pair: balance.PairCount(0, 0) for pair in estimated}
+    before: dict[str, tuple[str, str]] = {}
+    scores: dict[str, str] = {}
+    wanted: dict[str, str] = {}
+    tokens: dict[str, str] = {}
+    cutoffs: dict[str, float | None] = {}
+    number = 0
+    while True:
+        counts: dict[str, balance.PairCount] = {}
+        shares: dict[str, float] = {}
+        for pair, whole in estimated.items():
+            # Nothing is known before the first round: half of what would be scored if all rows passed shows the share.
+            shares[pair] = passed[pair].tokens / limits[pair] if limits[pair] else 1.0
+            exhausted = limits[pair] >= whole.tokens
+            counts[pair] = (
+                passed[pair] if exhausted else balance.PairCount(whole.rows, int(whole.tokens * shares[pair]))
+            )
+        targets = balance.plan(counts, settings).targets
+        short = {
+            pair: targets[pair] - passed[pair].tokens
+            for pair, whole in estimated.items()
+            if limits[pair] < whole.tokens
+            and (passed[pair].tokens < targets[pair] or (not passed[pair].tokens and limits[pair] < _LOOK))
+        }
+        if number and not short:
+            return scores, wanted, cutoffs, tokens, counts
+        for pair, missing in short.items():
+            more = missing / shares[pair] * (_MARGIN if number else 0.5) if shares[pair] else 3 * limits[pair]
+            limits[pair] = min(estimated[pair].tokens, limits[pair] + max(int(more), limits[pair] // 20, 1))
+        number += 1
+        marks = {part: file for part, (_, file) in before.items()}
+        wanted = _candidates(run, parts, estimates, prior, limits, order, "wanted", marks)
+        some = judging.Round(number, wanted, before)
+        scores = judging.score(run, parts, decisions, states, run.recipe.quality, some=some)
+        cutoffs = judging.find_cutoffs(run, parts, decisions, scores, states)
+        tokens = _count(run, "tokens", settings, parts, decisions, scores, cutoffs, wanted=wanted)
+        passed = _at_hand(run, parts, tokens)
+        before = {part: (scores[part], wanted[part]) for part in scores}
+
+
+def _candidates(
+    run: Context,
+    parts: Sequence[Part],
+    estimates: dict[str, str],
+    scores: dict[str, str],
+    limits: dict[str, int],
+    settings: balance.BalanceSettings,
+    kind: str = "candidates",
+    before: dict[str, str] | None = None,
+) -> dict[str, str]:
+    """part -> file that marks the rows up to the pairs' limits, which are to be scored or to be counted exactly."""
     candidates: dict[str, str] = {}
     tasks = []
     for pair, members in by_pair(parts).items():
-        key = digest(_selecting(run, members, estimates, scores), limits[pair])
-        files = tuple(str(run.store.path("candidates", part.name, key)) for part in members)
+        already = tuple(before[part.identity] for part in members) if before else ()
+        key = digest(
+            _selecting(run, members, estimates, scores, settings), limits[pair], [file_digest(file) for file in already]
+        )
+        files = tuple(str(run.store.path(kind, part.name, key)) for part in members)
         candidates |= {part.identity: file for part, file in zip(members, files, strict=True)}
         if all(ready(file) for file in files):
             continue
         task = passes.CandidateTask(
             pair, tuple(members), tuple(estimates[p.identity] for p in members),
-            tuple(scores.get(p.identity) for p in members), files, limits[pair], settings, run.recipe.seed,
+            tuple(scores.get(p.identity) for p in members), files, limits[pair], settings, run.recipe.seed, already,
         )  # fmt: skip
         tasks.append((task, sum(part.rows for part in members)))
-    for _ in run.map("choose what to count", passes.run_candidates, tasks, made="candidates"):
+    title = "choose what to count" if kind == "candidates" else "choose what to score"
+    for _ in run.map(title, passes.run_candidates, tasks, made=kind):
         pass
     return candidates
 
 
-def _selecting(run: Context, members: Sequence[Part], tokens: dict[str, str], scores: dict[str, str]) -> str:
+def _selecting(
+    run: Context,
+    members: Sequence[Part],
+    tokens: dict[str, str],
+    scores: dict[str, str],
+    settings: balance.BalanceSettings,
+) -> str:
     """A digest of all that a selection among the rows of a pair depends on but for its target."""
-    settings = run.recipe.balance
     return digest(
         code_version("balance"), versions(), run.recipe.seed, dump(settings, "tokenizer"),
         [(p.identity, file_digest(tokens[p.identity])) for p in members],
@@ -103,6 +180,7 @@ def _count(
     scores: dict[str, str],
     cutoffs: dict[str, float | None],
     candidates: dict[str, str] | None = None,
+    wanted: dict[str, str] | None = None,
 ) -> dict[str, str]:
     recipe = run.recipe
     common = digest(
@@ -114,16 +192,18 @@ def _count(
     for part in parts:
         score, cutoff = scores.get(part.identity), cutoffs.get(part.pair)
         marks = candidates[part.identity] if candidates is not None else None
+        scored = wanted[part.identity] if wanted is not None else None
         key = digest(
             common, part.identity, file_digest(decisions[part.identity]),
-            file_digest(score) if score and cutoff is not None else None, cutoff, file_digest(marks) if marks else None,
+            file_digest(score) if score and cutoff is not None else None, cutoff,
+            [file_digest(file) if file else None for file in (marks, scored)],
         )  # fmt: skip
         tokens[part.identity] = file = str(run.store.path(kind, part.name, key))
         if ready(file):
             run.reuse(kind, 1)
             continue
         task = passes.TokenTask(
-            part, decisions[part.identity], score, cutoff, marks, file, settings, recipe.instruct, recipe.seed
+            part, decisions[part.identity], score, cutoff, marks, scored, file, settings, recipe.instruct, recipe.seed
         )
         tasks.append((task, part.rows))
     title = "estimate tokens" if kind == "estimate" else "count tokens"
@@ -159,7 +239,7 @@ def choose(
     outcomes: dict[str, str] = {}
     tasks = []
     for pair, members in by_pair(parts).items():
-        key = digest(_selecting(run, members, tokens, scores), plan.targets[pair] if plan else None)
+        key = digest(_selecting(run, members, tokens, scores, settings), plan.targets[pair] if plan else None)
         files = tuple(str(run.store.path("balance", part.name, key)) for part in members)
         outcomes |= {part.identity: file for part, file in zip(members, files, strict=True)}
         if all(ready(file) for file in files):

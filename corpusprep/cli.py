@@ -157,6 +157,78 @@ for _name, _text in STAGES.items():
     cli.add_command(_stage_command(_name, _text))
 
 
+@cli.command("thresholds")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--pair", "pairs", multiple=True, metavar="PAIR", help="Only this pair, as en-sw; may be given again.")
+@click.option(
+    "--budget", type=click.IntRange(1), help="Suggest thresholds that leave so many tokens. [default: the recipe's]"
+)
+@click.option(
+    "--examples", type=click.IntRange(0), default=3, show_default=True, help="Rows to show beside the cut-off."
+)
+def thresholds_command(folder: Path, pairs: tuple[str, ...], budget: int | None, examples: int) -> None:
+    """Show what thresholds of quality would leave of the run in DIR.
+
+    DIR is the folder of a run that came to score its rows (corpusprep run --until quality does). Another threshold costs no
+    scoring: change the recipe and start the run again.
+    """
+    from corpusprep.thresholds import describe, read_recipe, read_scores
+
+    recipe = read_recipe(folder)
+    found = list(read_scores(folder, pairs, examples))
+    click.echo(describe(found, budget or recipe.balance.budget, recipe.balance))
+
+
+@cli.command("agree")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--scorer", default="lexical", show_default=True, help="lexical, comet, or your own as module:function.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of quality: --set model=…"
+)
+@click.option(
+    "--human", metavar="COLUMN", help="Column of the human scores, by name or number from 0. [default: the third]"
+)
+@click.option("--src-lang", help="Language of the first column, where the file is not named as en-de.tsv.")
+@click.option("--tgt-lang", help="Language of the second.")
+@click.option(
+    "--shuffled",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of rows to mismatch for the AUC.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides which.")
+def agree_command(
+    files: tuple[Path, ...],
+    scorer: str,
+    overrides: tuple[str, ...],
+    human: str | None,
+    src_lang: str | None,
+    tgt_lang: str | None,
+    shuffled: float,
+    seed: int,
+) -> None:
+    """See what a scorer is worth on your languages.
+
+    FILE is tab-separated, packed or not: source, translation, and human scores where there are any. Prints the correlation
+    with the human scores, and the AUC of telling true pairs from mismatched ones. A COMET model takes the first column as the
+    source, unless --set direction=… says otherwise.
+    """
+    from corpusprep.agreement import agree, describe
+    from corpusprep.recipe import apply_overrides, validate
+    from corpusprep.stages.quality import QualitySettings
+
+    data: dict[str, Any] = {"scorer": scorer, "direction": "forward"}
+    apply_overrides(data, overrides)
+    settings = validate(QualitySettings, data, where="quality")
+    column = int(human) if human is not None and human.isdigit() else human
+    found = [
+        agree(file, settings, src_lang=src_lang, tgt_lang=tgt_lang, human=column, shuffled=shuffled, seed=seed)
+        for file in files
+    ]
+    click.echo(describe(found))
+
+
 @cli.command("settings")
 @click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "rejects", "stage"]))
 def settings_command(stage: str | None) -> None:

@@ -68,9 +68,11 @@ def _dedup() -> None:
 
 
 def _quality() -> None:
+    from corpusprep.stages._quality_comet_tokens import compile_kernels
     from corpusprep.stages.quality import quality
 
     quality(_table())
+    compile_kernels()
 
 
 def _balance() -> None:

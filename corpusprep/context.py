@@ -27,6 +27,7 @@ class RunResult:
         made: pass -> parts made in this run.
         reused: pass -> parts that were there.
         verified: stage -> how a sample agreed with a reference package.
+        scored: how many scores were computed, and how many reused.
         notes: what a reader of the result must know.
     """
 
@@ -35,6 +36,7 @@ class RunResult:
     made: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     verified: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scored: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

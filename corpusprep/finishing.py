@@ -250,7 +250,7 @@ def _manifest(
             "reached": facts["tokens"],
             "plan": decided.plan.to_dict() if decided.plan is not None else None,
         },
-        "quality": {"cutoffs": decided.cutoffs},
+        "quality": {"cutoffs": decided.cutoffs, "scores": run.result.scored},
         "verified": run.result.verified,
         "notes": run.result.notes,
         "files": files,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from corpusprep import passes
 from corpusprep.context import Context, by_pair, dump
 from corpusprep.passes import Part
+from corpusprep.scores import ScoreStore
 from corpusprep.stages import quality
 from corpusprep.store import code_version, digest, file_digest, ready, user_code, versions
+from corpusprep.thresholds import INDEX, write_index
 
-_CUTTING = ("threshold", "quantile", "pair", "min_rows")  # settings of quality that follow the score
+# Settings of quality that follow the score, or that do not change it.
+_CUTTING = ("threshold", "quantile", "pair", "min_rows", "cache", "until", "prior")
 
 
 def find_duplicates(run: Context, parts: Sequence[Part]) -> dict[str, str]:
@@ -45,9 +52,10 @@ def find_duplicates(run: Context, parts: Sequence[Part]) -> dict[str, str]:
     return decisions
 
 
-def learn(run: Context, parts: Sequence[Part], decisions: dict[str, str]) -> dict[str, str]:
+def learn(
+    run: Context, parts: Sequence[Part], decisions: dict[str, str], settings: quality.QualitySettings
+) -> dict[str, str]:
     """pair -> file of the scorer's state."""
-    settings = run.recipe.quality
     if not settings.enabled or not quality.learns(settings):
         return {}
     states: dict[str, str] = {}
@@ -73,35 +81,120 @@ def learn(run: Context, parts: Sequence[Part], decisions: dict[str, str]) -> dic
     return states
 
 
-def score(run: Context, parts: Sequence[Part], decisions: dict[str, str], states: dict[str, str]) -> dict[str, str]:
-    """part -> file of scores."""
-    settings = run.recipe.quality
+@dataclass(frozen=True)
+class Round:
+    """Scoring of some rows, after others.
+
+    Attributes:
+        number: from 1.
+        wanted: part -> file that says which rows are to have a score after this round.
+        before: part -> scores that there are, and the file that says of which rows.
+    """
+
+    number: int
+    wanted: dict[str, str]
+    before: dict[str, tuple[str, str]]
+
+
+def score(
+    run: Context,
+    parts: Sequence[Part],
+    decisions: dict[str, str],
+    states: dict[str, str],
+    settings: quality.QualitySettings,
+    kind: str = "quality",
+    some: Round | None = None,
+) -> dict[str, str]:
+    """part -> file of scores, of all rows that are no duplicates, or of those that a round wants."""
     if not settings.enabled:
         return {}
     scores: dict[str, str] = {}
     tasks = []
     checksums = {pair: file_digest(path) for pair, path in states.items()}
+    model = _model(settings)
     common = digest(
         code_version("quality"),
         versions(),
         dump(settings, *_CUTTING),
-        [file_digest(file) for file in quality.model_files(settings)],
+        model,
         user_code(settings.scorer) if ":" in settings.scorer else None,
     )
+    # Not by version of this program: a score that took a GPU to compute outlives a changed line elsewhere.
+    kept = _kept_folder(run, digest(quality.SCORE_VERSION, model)) if settings.scorer == "comet" else None
+    if kept is not None:
+        ScoreStore(kept).settle()  # what an interrupted run left, or the last round
     for part in parts:
         decision = decisions[part.identity]
-        key = digest(common, part.identity, file_digest(decision), checksums.get(part.pair))
-        scores[part.identity] = str(run.store.path("quality", part.name, key))
+        wanted = some.wanted[part.identity] if some is not None else None
+        before = some.before.get(part.identity) if some is not None else None
+        key = digest(
+            common, part.identity, file_digest(decision), checksums.get(part.pair),
+            [file_digest(file) for file in (wanted, *(before or ())) if file is not None],
+        )  # fmt: skip
+        scores[part.identity] = str(run.store.path(kind, part.name, key))
         if ready(scores[part.identity]):
-            run.reuse("quality", 1)
+            run.reuse(kind, 1)
             continue
-        task = passes.ScoreTask(part, decision, states.get(part.pair), scores[part.identity], settings)
-        tasks.append((task, part.rows))
+        task = passes.ScoreTask(
+            part, decision, states.get(part.pair), scores[part.identity], settings, str(kept) if kept is not None else None,
+            f"{part.name}.{key}", wanted, before,
+        )  # fmt: skip
+        rows = int(passes.marked(wanted).sum()) if wanted is not None else part.rows
+        tasks.append((task, rows - (int(passes.marked(before[1]).sum()) if before is not None else 0)))
     tasks.sort(key=lambda item: item[0].part.pair)  # a worker keeps the state of the pair that it is at
     resources = {"gpu": 1.0} if settings.scorer == "comet" else None
-    for _ in run.map("score", passes.run_score, tasks, made="quality", resources=resources):
+    title = "score" if some is None else f"score, round {some.number}"
+    for _ in run.map(title, passes.run_score, tasks, made=kind, resources=resources):
         pass
+    if kept is not None:
+        ScoreStore(kept).settle()
+    if kind == "quality":
+        run.result.scored = _count_scored(scores.values())
     return scores
+
+
+def find_prior(run: Context, parts: Sequence[Part], decisions: dict[str, str]) -> dict[str, str]:
+    """part -> file of what the rows are put in order by before they are scored; empty where it is the seeded hash."""
+    settings = run.recipe.quality
+    if settings.prior == "lexical":
+        lexical = quality.QualitySettings(scorer="lexical", sample=settings.sample, min_rows=settings.min_rows)
+        states = learn(run, parts, decisions, lexical)
+        return score(run, parts, decisions, states, lexical, kind="prior")
+    if settings.prior == "hash":
+        return {}
+    found: dict[str, str] = {}
+    tasks = []
+    for part in parts:
+        found[part.identity] = str(run.store.path("prior", part.name, digest(code_version(), part.identity)))
+        if ready(found[part.identity]):
+            run.reuse("prior", 1)
+        else:
+            tasks.append((passes.PriorTask(part, found[part.identity]), part.rows))
+    for _ in run.map("read scores", passes.run_prior, tasks, made="prior"):
+        pass
+    return found
+
+
+def _model(settings: quality.QualitySettings) -> list[Any]:
+    """What decides the scores of a model: its files, precision, kind of device and versions."""
+    if settings.scorer != "comet":
+        return []
+    return [[file_digest(file) for file in quality.model_files(settings)], quality.surroundings(settings)]
+
+
+def _kept_folder(run: Context, model: str) -> Path:
+    cache = run.recipe.quality.cache
+    return (Path(cache).expanduser() if cache is not None else run.out / "scores") / model
+
+
+def _count_scored(files: Iterable[str]) -> dict[str, int]:
+    """How many scores of a run were computed, and how many were kept from elsewhere."""
+    counts = {"computed": 0, "reused": 0}
+    for file in files:
+        notes: Any = pq.read_schema(file).metadata or {}
+        for name in counts:
+            counts[name] += int(notes.get(name.encode(), 0))
+    return counts
 
 
 def find_cutoffs(
@@ -124,6 +217,32 @@ def find_cutoffs(
     cutoffs = {}
     for pair, value, note in run.engine.map(passes.run_cutoff, tasks, ordered=True):
         cutoffs[pair] = value
-        if note:
+        if note and note not in run.result.notes:
             run.result.notes.append(note)
     return cutoffs
+
+
+def note_scores(
+    run: Context,
+    parts: Sequence[Part],
+    decisions: dict[str, str],
+    scores: dict[str, str],
+    cutoffs: dict[str, float | None],
+    wanted: dict[str, str] | None = None,
+) -> None:
+    """Notes where the scores are, for `corpusprep thresholds`."""
+    if not scores:
+        return
+
+    def files(part: Part) -> dict[str, str | None]:
+        mark = wanted[part.identity] if wanted is not None else None
+        found = {
+            "part": part.path,
+            "decision": decisions[part.identity],
+            "scores": scores[part.identity],
+            "wanted": mark,
+        }
+        return {name: os.path.relpath(file, run.out) if file else None for name, file in found.items()}
+
+    pairs = {pair: [files(part) for part in members] for pair, members in by_pair(parts).items()}
+    write_index(run.out / "parts" / INDEX, run.recipe, pairs, cutoffs)

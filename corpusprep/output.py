@@ -68,7 +68,7 @@ _REJECT_FIELDS: list[tuple[str, pa.DataType]] = [
         ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
 ]  # fmt: skip
 REJECT_COLUMNS = pa.schema(_REJECT_FIELDS)
-_WITHOUT_TEXT = {"judged": ("dedup.exact", "balance.quota"), "all": (), "none": None}
+_WITHOUT_TEXT = {"judged": ("dedup.exact", "quality.not_needed", "balance.quota"), "all": (), "none": None}
 
 
 def run_render(task: RenderTask) -> Rendered:

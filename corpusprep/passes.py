@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from corpusprep.arrow import row_keys
 from corpusprep.errors import CorpusprepError, RunError, SettingsError
 from corpusprep.recipe import Recipe, UserStage
+from corpusprep.scores import ScoreStore
 from corpusprep.stage import Outcome
 from corpusprep.stages import balance, clean, dedup, instruct, langid, quality
 from corpusprep.store import commit, file_digest, write_table, writing
@@ -36,6 +37,7 @@ VERDICTS = (
     "instruct.template_tokens",
     "instruct.empty",
     "balance.quota",
+    "quality.not_needed",
 )
 """Reasons of the verdicts that follow the first pass, by their code."""
 
@@ -330,8 +332,8 @@ def run_dedup(task: DedupTask) -> str:
     return task.name
 
 
-def write_narrow(columns: Mapping[str, Any], output: str, part: Part) -> None:
-    table = pa.table(dict(columns))
+def write_narrow(columns: Mapping[str, Any], output: str, part: Part, notes: Mapping[str, str] | None = None) -> None:
+    table = pa.table(dict(columns), metadata=dict(notes) if notes else None)
     if table.num_rows != part.rows:
         raise RunError(
             f"{part.name}: {table.num_rows} values for {part.rows} rows. Please report this; --redo clean goes round it."
@@ -392,6 +394,14 @@ class ScoreTask:
     state: str | None
     output: str
     settings: quality.QualitySettings
+    kept: str | None = None
+    """Folder of scores that are kept by what they are of."""
+    window: str = ""
+    """The name under which scores of this part are kept."""
+    wanted: str | None = None
+    """File that says which rows are to be scored; all where None."""
+    before: tuple[str, str] | None = None
+    """Scores that there are already, and the file that says of which rows."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -404,15 +414,55 @@ def _scorer(settings: str, pair: str, state: str | None, state_digest: str) -> q
 def run_score(task: ScoreTask) -> str:
     """Scores the rows of a part that are no duplicates; writes `quality`, float32, null where not judged."""
     mask = kept_rows(task.decision)
+    scores = np.full(task.part.rows, np.nan, np.float32)
+    computed = reused = 0
+    if task.wanted is not None:
+        mask &= marked(task.wanted)
+    if task.before is not None:
+        scores = _floats(pq.read_table(task.before[0])["quality"]).copy()
+        notes: Any = pq.read_schema(task.before[0]).metadata
+        computed, reused = int(notes[b"computed"]), int(notes[b"reused"])
+        mask &= ~marked(task.before[1])
     # A scorer without state is the same for all pairs: the cache must not load a model once a pair.
     pair, checksum = (task.part.pair, file_digest(task.state)) if task.state else ("", "")
-    table = pq.read_table(task.part.path)
-    scores = np.full(table.num_rows, np.nan, np.float32)
     if mask.any():
-        scorer = _scorer(task.settings.model_dump_json(), pair, task.state, checksum)
-        scores[mask] = scorer.score(table.filter(pa.array(mask)))
-    write_narrow({"quality": pa.array(scores, from_pandas=True)}, task.output, task.part)
+        rows = pq.read_table(task.part.path).filter(pa.array(mask))
+
+        def score(some: pa.Table) -> npt.NDArray[np.float32]:
+            return _scorer(task.settings.model_dump_json(), pair, task.state, checksum).score(some)
+
+        found, new = (score(rows), rows.num_rows) if task.kept is None else _score_once(rows, score, task)
+        scores[mask] = found
+        computed, reused = computed + new, reused + rows.num_rows - new
+    columns = {"quality": pa.array(scores, from_pandas=True)}
+    write_narrow(columns, task.output, task.part, {"computed": str(computed), "reused": str(reused)})
     return task.part.name
+
+
+def _score_once(
+    rows: pa.Table, score: Callable[[pa.Table], npt.NDArray[np.float32]], task: ScoreTask
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Scores of rows, and how many of them had to be computed: not those that are kept, and equal rows once."""
+    assert task.kept is not None
+    keys = quality.score_keys(rows, task.settings)
+    store = _kept_scores(task.kept)
+    scores, there = store.lookup(keys)
+    missing = np.flatnonzero(~there)
+    if not missing.size:
+        return scores, 0
+    _, first, place = np.unique(keys[missing], axis=0, return_index=True, return_inverse=True)
+    chosen = missing[np.sort(first)]  # in the order of the rows
+    found = score(rows.take(chosen))
+    store.add(keys[chosen], found, task.window)
+    by_key = np.empty(len(first), np.float32)
+    by_key[np.argsort(first, kind="stable")] = found
+    scores[missing] = by_key[place.reshape(-1)]
+    return scores, len(chosen)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_scores(folder: str) -> ScoreStore:
+    return ScoreStore(folder)
 
 
 @dataclass(frozen=True)
@@ -456,6 +506,8 @@ class TokenTask:
     cutoff: float | None
     candidates: str | None
     """File that says which rows are to be counted; all where None."""
+    wanted: str | None
+    """File that says which rows were scored, where not all were: the others are not needed."""
     output: str
     balance: balance.BalanceSettings
     instruct: instruct.InstructSettings
@@ -478,6 +530,8 @@ def run_tokens(task: TokenTask) -> str:
         score = _floats(pq.read_table(task.scores)["quality"])
         with np.errstate(invalid="ignore"):
             verdict[(verdict == 0) & (score < np.float32(task.cutoff))] = 3
+    if task.wanted is not None:
+        verdict[(verdict == 0) & ~marked(task.wanted)] = VERDICTS.index("quality.not_needed")
     alive = np.flatnonzero(verdict == 0)
     tokens = np.zeros(table.num_rows, np.int32)
     rows = table.take(alive)
@@ -487,7 +541,7 @@ def run_tokens(task: TokenTask) -> str:
         alive = alive[refused == 0]
         rows = rows.filter(pa.array(refused == 0))
     if task.candidates is not None:
-        chosen = pq.read_table(task.candidates)["candidate"].to_numpy(zero_copy_only=False)[alive]
+        chosen = marked(task.candidates)[alive]
         rows, alive = rows.filter(pa.array(chosen)), alive[chosen]
     if alive.size:
         tokens[alive] = token_counter(task.balance.model_dump_json()).count_rows(rows, task.instruct, task.seed)
@@ -524,19 +578,43 @@ class CandidateTask:
     limit: int
     settings: balance.BalanceSettings
     seed: int
+    before: tuple[str, ...] = ()
+    """Files of rows that are candidates already, one a part or none."""
 
 
 def run_candidates(task: CandidateTask) -> str:
-    """Marks the rows that a selection up to the limit takes: only those need an exact count of their tokens."""
+    """Marks the rows that a selection up to the limit takes: only those need a score, or an exact count of their tokens."""
     rows, _, eligible = _survivors(task.pair, task.parts, task.tokens, task.scores)
     plan = balance.Plan(task.limit, {task.pair: task.limit}, {}, {}, {}, 0)
     settings = task.settings.model_copy(update={"epochs": 1.0})
     copies = balance.select(rows, plan, settings, task.seed) if rows.num_rows else np.zeros(0, np.int32)
-    for part, mask, output, chosen in zip(task.parts, eligible, task.outputs, _apart(copies, eligible), strict=True):
-        marks = np.zeros(part.rows, np.bool_)
-        marks[mask] = chosen > 0
+    before = task.before or (None,) * len(task.parts)
+    lines = zip(task.parts, eligible, before, task.outputs, _apart(copies, eligible), strict=True)
+    for part, mask, already, output, chosen in lines:
+        marks = np.zeros(part.rows, np.bool_) if already is None else marked(already).copy()
+        marks[mask] |= chosen > 0
         write_narrow({"candidate": marks}, output, part)
     return task.pair
+
+
+def marked(file: str) -> npt.NDArray[np.bool_]:
+    """The rows of a part that are candidates."""
+    return np.asarray(pq.read_table(file)["candidate"].to_numpy(zero_copy_only=False), np.bool_)
+
+
+@dataclass(frozen=True)
+class PriorTask:
+    """A part whose source brought scores."""
+
+    part: Part
+    output: str
+
+
+def run_prior(task: PriorTask) -> str:
+    """Writes the source's own score where scores are looked for."""
+    column = pq.read_table(task.part.path, columns=["score"])["score"].cast(pa.float32(), safe=False)
+    write_narrow({"quality": column}, task.output, task.part)
+    return task.part.name
 
 
 def run_balance(task: BalanceTask) -> str:

@@ -21,7 +21,7 @@ from corpusprep.recipe import STAGES, Recipe
 from corpusprep.report import Accounts, Progress, columns, summary
 from corpusprep.sources import Shard, Source, open_source
 from corpusprep.sources.texts import texts_identity
-from corpusprep.stages import balance
+from corpusprep.stages import balance, quality
 from corpusprep.store import Store, lock
 from corpusprep.verifying import verify
 
@@ -35,7 +35,7 @@ _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "clean": ("pass1", "verify"),
     "langid": ("pass1", "verify"),
     "dedup": ("dedup", "verify"),
-    "quality": ("state", "quality"),
+    "quality": ("state", "prior", "wanted", "quality"),
     "balance": ("estimate", "candidates", "tokens", "balance"),
     "instruct": ("output",),
 }
@@ -84,6 +84,8 @@ def run(
             store.forget(tuple(kind for stage in STAGES[STAGES.index(redo) :] for kind in _KINDS[stage]))
         store.begin()
         sources = open_sources(recipe)
+        if STAGES.index(until or STAGES[-1]) >= STAGES.index("quality"):
+            quality.require(recipe.quality)
         own = None
         if engine is None:
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
@@ -156,14 +158,23 @@ def _take_steps(run: Context, sources: list[tuple[Source, list[Shard]]], until: 
     if ends("dedup"):
         _count_verdicts(run, parts, decisions)
         return
-    states = judging.learn(run, parts, decisions)
-    scores = judging.score(run, parts, decisions, states)
-    cutoffs = judging.find_cutoffs(run, parts, decisions, scores, states)
-    if ends("quality"):
-        _count_verdicts(run, parts, decisions)
-        _count_scores(run, parts, decisions, scores, cutoffs)
-        return
-    tokens, at_hand = budget.count_tokens(run, parts, decisions, scores, cutoffs)
+    settings = run.recipe.quality
+    states = judging.learn(run, parts, decisions, settings)
+    if settings.enabled and settings.until == "budget":
+        scores, wanted, cutoffs, tokens, at_hand = budget.score_what_is_needed(run, parts, decisions, states)
+        judging.note_scores(run, parts, decisions, scores, cutoffs, wanted)
+        if ends("quality"):
+            _count_verdicts(run, parts, tokens, ("dedup", "quality"))
+            return
+    else:
+        scores = judging.score(run, parts, decisions, states, settings)
+        cutoffs = judging.find_cutoffs(run, parts, decisions, scores, states)
+        judging.note_scores(run, parts, decisions, scores, cutoffs)
+        if ends("quality"):
+            _count_verdicts(run, parts, decisions)
+            _count_scores(run, parts, decisions, scores, cutoffs)
+            return
+        tokens, at_hand = budget.count_tokens(run, parts, decisions, scores, cutoffs)
     plan, outcomes = budget.choose(run, parts, tokens, at_hand, scores)
     if ends("balance"):
         _count_verdicts(run, parts, outcomes)
@@ -188,14 +199,18 @@ def _count_scores(
             run.result.accounts.add({}, [("quality", part.pair, "quality.score", below)] if below else [])
 
 
-def _count_verdicts(run: Context, parts: Sequence[Part], verdicts: dict[str, str]) -> None:
-    """Enters what files of verdicts drop into the accounts."""
+def _count_verdicts(
+    run: Context, parts: Sequence[Part], verdicts: dict[str, str], stages: Sequence[str] = STAGES
+) -> None:
+    """Enters what files of verdicts drop, at some stages, into the accounts."""
     for part in parts:
         values, counts = np.unique(pq.read_table(verdicts[part.identity])["verdict"].to_numpy(), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             if value:
                 reason = passes.VERDICTS[value]
-                run.result.accounts.add({}, [(reason.partition(".")[0], part.pair, reason, count)])
+                stage = reason.partition(".")[0]
+                if stage in stages:
+                    run.result.accounts.add({}, [(stage, part.pair, reason, count)])
 
 
 def _file_size(file: str) -> int:

@@ -86,6 +86,8 @@ class Recipe(Settings):
     def _agree(self) -> Recipe:
         if self.balance.budget is not None and not self.balance.enabled:
             raise ValueError("balance.budget is set, but balance.enabled is false")
+        if self.quality.until == "budget" and self.balance.budget is None:
+            raise ValueError('quality.until = "budget" needs balance.budget')
         return self
 
 

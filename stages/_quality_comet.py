@@ -1,18 +1,15 @@
-"""The COMET scorer: any quality estimation checkpoint of unbabel-comet (Rei et al. 2020, 2022), read and run by its code.
+"""The COMET scorer: quality estimation checkpoints of COMET (Rei et al. 2020, 2022) without COMET, which they outrun.
 
-A checkpoint is a folder with `hparams.yaml` and `checkpoints/model.ckpt`. It holds all weights; the tokenizer and the
-shape of its encoder come from the model on the Hugging Face hub that it was trained from. Both are looked for in the local
-cache first, so that a run needs no network once they are there.
+A window of rows is cut into slices of texts of like length; the next slices are tokenised in a thread while the model is at
+work on one. Within a slice, rows of the same number of tokens stand side by side, so that nothing is padded, and go through
+the model in batches of a budget of tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,247 +18,205 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpusprep.errors import RunError
+from corpusprep.stages._quality_comet_files import CometFiles, line
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 
-_LAYOUT = "a folder that holds hparams.yaml and checkpoints/model.ckpt"
+WINDOW = 1 << 16
+"""Rows whose order decides the batches."""
+_SLICE = 8192  # texts tokenised at once
+_AHEAD = 2  # slices tokenised before they are wanted
+_HEAD_ROWS = 16_384  # embeddings compared at once
 
 
 class CometScorer:
     """A COMET model, on the GPU if there is one.
 
     Args:
-        model: name on the Hugging Face hub, folder, or `.ckpt` file in such a folder.
-        batch_size: rows a batch, at most.
+        files: the model's files, as `find_model` finds them.
+        precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that computes in it, else fp32.
+        batch_tokens: tokens a batch; by default 32,768 on a GPU, 4,096 without.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        precision: what the encoder computes in, `fp32` or `bf16`.
+        tokens: tokens that went through the model so far.
 
     Raises:
-        RunError: COMET is not installed, the model cannot be had, or it needs a reference.
+        RunError: torch is not installed, or the model is not one that can be read here.
     """
 
-    def __init__(self, model: str, batch_size: int) -> None:
-        with _quiet():
-            _import_comet()
-            import torch
+    def __init__(self, files: CometFiles, precision: str = "auto", batch_tokens: int | None = None) -> None:
+        torch = import_torch()
+        from corpusprep.stages._quality_comet_model import CometModel
+        from corpusprep.stages._quality_comet_tokens import CometTokenizer
 
-            self._model = _load(*_find(model))
-            self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._model.to(self._device).eval()
-        self._batch_size = batch_size
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.precision = precision_of(precision)
+        self.tokens = 0
+        with torch.inference_mode():
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+            self._model = CometModel(files, dtype, torch.device(self.device))
+        self._tokenizer = CometTokenizer(files.tokenizer, self._model.limit)
+        self._batch_tokens = batch_tokens or (32_768 if self.device == "cuda" else 4096)
 
     def score(self, table: pa.Table) -> F32:
-        """The model's score of each row as COMET's own `predict` gives it; shape (n,).
+        """The model's score of each row as COMET's own `predict` gives it, `src` being the source; shape (n,).
 
         The scale is the model's own. A side that is longer than the model's window is cut, and a null is an empty side.
         """
-        import torch
-
-        src, tgt = (_texts(table, side) for side in ("src", "tgt"))
-        # Rows of like length share a batch, or most of it is padding. The longest come first: what does not fit shows at
-        # once. Bytes, since a token is about as many of them in every script.
-        lengths = np.asarray(pc.binary_length(src)) + np.asarray(pc.binary_length(tgt))
-        order = np.argsort(-lengths, kind="stable")
-        rows = [{"src": s, "mt": t} for s, t in zip(src.to_pylist(), tgt.to_pylist(), strict=True)]
-        scores = np.empty(len(rows), np.float32)
-        with _quiet(), torch.inference_mode():
-            for start in range(0, len(rows), self._batch_size):
-                batch = order[start : start + self._batch_size]
-                scores[batch] = self._predict([rows[i] for i in batch])
+        src, tgt = (_strings(table, side) for side in ("src", "tgt"))
+        scores = np.empty(table.num_rows, np.float32)
+        score = self._score_pairs if self._model.joint else self._compare
+        for start in range(0, table.num_rows, WINDOW):
+            window = slice(start, min(start + WINDOW, table.num_rows))
+            count = window.stop - window.start
+            scores[window] = score(src.slice(start, count), tgt.slice(start, count))
         return scores
 
-    def _predict(self, rows: list[dict[str, str]]) -> F32:
-        """What `predict` does with a batch, without the Trainer, its workers and its progress bar."""
+    def _score_pairs(self, src: pa.Array[Any], tgt: pa.Array[Any]) -> F32:
+        def tokens(rows: pa.Array[Any]) -> Any:
+            return self._tokenizer.pairs(_taken(tgt, rows), _taken(src, rows))
+
+        lengths = _bytes(src) + _bytes(tgt)
+        return self._gather(
+            len(src), ((rows, self._model.score(found)) for rows, found in self._embed(lengths, tokens))
+        )
+
+    def _compare(self, src: pa.Array[Any], tgt: pa.Array[Any]) -> F32:
+        """Scores of rows whose sides are embedded on their own: each text once, however often it stands in the window."""
+        import torch
+
+        both: Any = pa.concat_arrays([src, tgt]).dictionary_encode()
+        texts = both.dictionary
+        places = torch.from_numpy(both.indices.to_numpy().astype(np.int64))
+        embeddings = torch.empty((len(texts), self._model.hidden), dtype=torch.float32, device=self.device)
+
+        def tokens(rows: pa.Array[Any]) -> Any:
+            return self._tokenizer.texts(_taken(texts, rows))
+
+        with torch.inference_mode():
+            for rows, embedded in self._embed(_bytes(texts), tokens):
+                embeddings[torch.from_numpy(rows).to(self.device)] = embedded
+
+        def compared() -> Iterator[tuple[I64, Any]]:
+            for start in range(0, len(src), _HEAD_ROWS):
+                rows = np.arange(start, min(start + _HEAD_ROWS, len(src)))
+                sides = torch.stack((places[len(src) + rows], places[rows]), 1).to(self.device)
+                yield rows, self._model.score(embeddings[sides])
+
+        return self._gather(len(src), compared())
+
+    def _gather(self, count: int, found: Iterable[tuple[I64, Any]]) -> F32:
+        """Scores of all rows on the CPU: nothing waits for the GPU before the last batch is on its way."""
+        import torch
+
+        scores = np.empty(count, np.float32)
+        with torch.inference_mode():
+            rows, parts = zip(*found, strict=True)
+            scores[np.concatenate(rows)] = torch.cat(parts).cpu().numpy()
+        return scores
+
+    def _embed(self, lengths: I64, tokens: Callable[[pa.Array[Any]], Any]) -> Iterator[tuple[I64, Any]]:
+        """Rows and their embeddings, batch by batch: the longest texts first, as what does not fit shows at once."""
+        order = np.argsort(-lengths, kind="stable")
+        slices = [order[start : start + _SLICE] for start in range(0, len(order), _SLICE)]
+        with ThreadPoolExecutor(1, "tokenise") as thread:
+            ahead: deque[Future[Any]] = deque()
+            waiting = iter(slices)
+            for rows in slices:
+                while len(ahead) <= _AHEAD and (coming := next(waiting, None)) is not None:
+                    ahead.append(thread.submit(tokens, pa.array(coming)))
+                found = ahead.popleft().result()
+                by_tokens = np.argsort(-found.lengths, kind="stable")
+                for batch in batches(found.lengths[by_tokens], self._batch_tokens):
+                    chosen = by_tokens[batch]
+                    yield rows[chosen], self._forward(found, chosen)
+
+    def _forward(self, tokens: Any, rows: I64) -> Any:
+        """Embeddings of rows of tokens that stand in the order of their lengths."""
         import torch
 
         try:
-            batch = self._model.prepare_for_inference(rows)
-            batch = self._model.transfer_batch_to_device(batch, self._device, 0)
-            return np.asarray(self._model.predict_step(batch)["scores"].float().cpu().numpy(), np.float32)
+            embedded = self._model.embed(self._batch(tokens, rows))
+            self.tokens += int(tokens.lengths[rows].sum())
+            return embedded
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
-                raise RunError(f"The comet scorer's model does not fit the GPU's memory: {_line(error)}") from None
+                raise RunError(f"The comet scorer's model does not fit the GPU's memory: {line(error)}") from None
         half = len(rows) // 2  # below the handler: while that runs, the error holds the failed batch's tensors
-        return np.concatenate([self._predict(rows[:half]), self._predict(rows[half:])])
+        return torch.cat([self._forward(tokens, rows[:half]), self._forward(tokens, rows[half:])])
+
+    def _batch(self, tokens: Any, rows: I64) -> Any:
+        import torch
+
+        from corpusprep.stages._quality_comet_model import Batch
+        from corpusprep.stages._quality_comet_tokens import gather
+
+        lengths = tokens.lengths[rows]
+        begins = np.cumsum(lengths) - lengths
+        edges = np.flatnonzero(np.diff(lengths, prepend=-1))
+        counts = np.diff(edges, append=len(rows))
+        groups = zip(begins[edges].tolist(), counts.tolist(), lengths[edges].tolist(), strict=True)
+        arrays = [*gather(tokens.ids, tokens.offsets, rows, self._model.pad), begins]
+        sent: list[Any] = [torch.from_numpy(array) for array in arrays]
+        if self.device == "cuda":  # from pinned memory, a copy does not wait for the batch that is being computed
+            sent = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in sent]
+        ids, positions, first = sent
+        return Batch(ids, positions, first, tuple(groups))
 
 
-def _texts(table: pa.Table, side: str) -> pa.ChunkedArray[Any]:
-    column: Any = table[side].cast(pa.string())
-    filled: pa.ChunkedArray[Any] = column.fill_null("")
-    return filled
+def batches(lengths: I64, budget: int) -> Iterator[slice]:
+    """Stretches of rows of at most a budget of tokens, one row at least.
+
+    Args:
+        lengths: tokens of each row, (n,).
+        budget: tokens.
+    """
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        before = ends[start - 1] if start else 0
+        end = max(int(np.searchsorted(ends, before + budget, side="right")), start + 1)
+        yield slice(start, end)
+        start = end
 
 
-def _import_comet() -> None:
+def import_torch() -> Any:
+    """The module torch.
+
+    Raises:
+        RunError: it is not installed, or cannot be imported.
+    """
     try:
-        import comet  # noqa: F401
+        import torch
     except ModuleNotFoundError as error:
-        if error.name != "comet":
-            raise _broken(error) from error
-        raise RunError("The comet scorer needs COMET. Install it with pip install 'corpusprep[comet]'.") from None
-    except ImportError as error:
-        raise _broken(error) from error
+        if error.name != "torch":
+            raise RunError(f"PyTorch is installed, but cannot be imported: {line(error)}") from error
+        raise RunError("The comet scorer needs PyTorch. Install it with pip install 'corpusprep[quality]'.") from None
+    except (ImportError, OSError) as error:
+        raise RunError(f"PyTorch is installed, but cannot be imported: {line(error)}") from error
+    return torch
 
 
-def _broken(error: ImportError) -> RunError:
-    return RunError(
-        f"COMET is installed, but cannot be imported: {_line(error)} It needs old versions of other packages: "
-        "pip install 'corpusprep[comet]' in an environment of its own has those that work together."
-    )
+def precision_of(asked: str) -> str:
+    """`fp32` or `bf16`: what is computed in where a setting says `asked`."""
+    if asked != "auto":
+        return asked
+    torch = import_torch()
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def _find(model: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint's file and its hyperparameters, downloaded if need be."""
-    path = Path(
-        os.path.abspath(os.path.expanduser(model))
-    )  # not resolved: in the hub's cache, files link out of the folder
-    if path.is_file():
-        return path, _hparams(path)
-    if path.is_dir():
-        return _inside(path)
-    if model.startswith(("/", ".", "~")) or model.endswith(".ckpt") or model.count("/") != 1:
-        raise RunError(
-            f"quality.model = {model!r}: there is no such file or folder. Give the name of a model on the Hugging Face hub, "
-            f"as in Unbabel/wmt22-cometkiwi-da, or the path of {_LAYOUT}."
-        )
-    return _inside(_download(model))
+def _strings(table: pa.Table, side: str) -> pa.Array[Any]:
+    column: Any = table[side].cast(pa.large_string())
+    return pa.concat_arrays(column.fill_null("").chunks or [pa.array([], pa.large_string())])
 
 
-def _inside(folder: Path) -> tuple[Path, dict[str, Any]]:
-    checkpoint = folder / "checkpoints" / "model.ckpt"
-    if not checkpoint.is_file():
-        found = sorted((folder / "checkpoints").glob("*.ckpt"))  # a model trained by oneself is named after its epoch
-        if len(found) != 1:
-            raise RunError(f"{folder}: this is no COMET model. quality.model wants {_LAYOUT}.")
-        checkpoint = found[0]
-    return checkpoint, _hparams(checkpoint)
+def _taken(texts: pa.Array[Any], rows: pa.Array[Any]) -> list[str]:
+    found: list[Any] = texts.take(rows).to_pylist()
+    return found
 
 
-def _hparams(checkpoint: Path) -> dict[str, Any]:
-    """Hyperparameters of a checkpoint. A model that needs a reference is refused here, before gigabytes are read."""
-    import yaml
-
-    file = checkpoint.parent.parent / "hparams.yaml"
-    try:
-        hparams = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.FullLoader)
-    except FileNotFoundError:
-        raise RunError(f"{checkpoint}: {file} is missing. quality.model wants {_LAYOUT}.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{file} cannot be read: {_line(error)}") from error
-    if not isinstance(hparams, dict) or "class_identifier" not in hparams:
-        raise RunError(f"{file} does not describe a COMET model: it has no class_identifier.")
-    kind, segments = hparams["class_identifier"], hparams.get("input_segments")
-    if kind in ("regression_metric", "ranking_metric") or (segments and "src" not in segments):
-        raise _needs_reference(checkpoint, kind)
-    return hparams
-
-
-def _needs_reference(checkpoint: Path, kind: str) -> RunError:
-    return RunError(
-        f"{checkpoint}: this model ({kind}) compares with a reference translation, and bitext has none. "
-        "Use a quality estimation model, as Unbabel/wmt22-cometkiwi-da."
-    )
-
-
-def _download(name: str) -> Path:
-    """The folder of a model of the hub in the local cache."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    wanted = ["hparams.yaml", "checkpoints/*.ckpt"]
-    with contextlib.suppress(LocalEntryNotFoundError):
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (folder / "hparams.yaml").is_file() and any(folder.glob("checkpoints/*.ckpt")):
-            return folder  # else a download was cut off
-    copy = f"or give quality.model the path of {_LAYOUT}"
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except GatedRepoError:
-        raise RunError(
-            f"The model {name} is gated. Accept its licence at {constants.ENDPOINT}/{name}, then log in with hf auth login "
-            f"(or set HF_TOKEN), {copy}."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise RunError(
-            f"The Hugging Face hub has no model {name} that you may see. Check the name, log in with hf auth login if it is "
-            f"private, {copy}."
-        ) from None
-    except OSError as error:
-        raise RunError(
-            f"The model {name} is not in the local cache, and it cannot be downloaded: {_line(error.__cause__ or error)} "
-            f"Run once with a network, {copy}."
-        ) from error
-
-
-def _load(checkpoint: Path, hparams: dict[str, Any]) -> Any:
-    """The model of a checkpoint, on the CPU."""
-    weights, encoder = _contents(checkpoint)
-    try:
-        model = _open(checkpoint)
-    except OSError as error:
-        raise RunError(
-            f"{checkpoint}: the tokenizer and config.json of its encoder, {encoder}, are not in the local cache, and cannot "
-            f"be downloaded: {_line(error)} Run once with a network, or run hf download {encoder} where there is one and "
-            "set HF_HOME to a copy of its cache."
-        ) from error
-    except Exception as error:  # whatever building a model after a stranger's file may come upon
-        raise _unreadable(checkpoint, error) from error
-    # COMET loads without strictness, since old checkpoints hold buffers that encoders no longer have: a weight that a
-    # checkpoint lacks would be left as it was drawn at random.
-    missing = [name for name, _ in model.named_parameters() if name not in weights]
-    if missing:
-        raise RunError(
-            f"{checkpoint} is incomplete or does not fit its hparams.yaml: it lacks {len(missing)} of the model's weights, "
-            f"as {missing[0]}."
-        )
-    if model.requires_references():
-        raise _needs_reference(checkpoint, hparams["class_identifier"])
-    return model
-
-
-def _contents(checkpoint: Path) -> tuple[frozenset[str], str]:
-    """Names of a checkpoint's weights and of its encoder. The weights are mapped, not read."""
-    import torch
-
-    try:
-        found = torch.load(checkpoint, map_location="cpu", mmap=True)
-        return frozenset(found["state_dict"]), str(found["hyper_parameters"]["pretrained_model"])
-    except Exception as error:  # whatever unpickling a stranger's file may come upon
-        raise _unreadable(checkpoint, error) from error
-
-
-def _open(checkpoint: Path) -> Any:
-    import comet
-
-    try:
-        return comet.load_from_checkpoint(str(checkpoint), local_files_only=True)
-    except Exception:  # transformers has many ways to say that a file is not in the cache
-        return comet.load_from_checkpoint(str(checkpoint))
-
-
-def _unreadable(checkpoint: Path, error: Exception) -> RunError:
-    return RunError(f"{checkpoint} cannot be read as a COMET checkpoint: {type(error).__name__}: {_line(error)}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences COMET, Lightning and transformers: they warn of what the user cannot change, and set up the root logger."""
-    root = logging.getLogger()
-    handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what an error says, as a sentence."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
-    return first if first.endswith((".", "!", "?")) else f"{first}."
+def _bytes(texts: Any) -> I64:
+    return np.asarray(pc.binary_length(texts)).astype(np.int64)

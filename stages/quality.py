@@ -3,15 +3,18 @@
 A scorer is anything with one method, `score(table) -> float32[n]`. `lexical`, the default, learns from the corpus itself and
 needs no model; `comet` runs a COMET quality estimation checkpoint; `column` takes a score that the source brings;
 `module:function` is a user's own. A score that is not a number means that the row was not judged: it is kept.
+
+A COMET model judges a translation of a source, and bitext does not say which side is which: `direction` does.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
+from corpusprep.arrow import hash_strings
 from corpusprep.codes import matches, parse_pair
 from corpusprep.errors import SettingsError
 from corpusprep.stage import Outcome, Settings, StageSettings, split
@@ -62,10 +66,31 @@ class QualitySettings(StageSettings):
     """`lexical`: a pair that offers fewer rows to learn from is scored, but nothing of it is dropped."""
     column: Annotated[str, Field(min_length=1)] = "score"
     """`column`: the column that holds the score; null is kept."""
+    until: Literal["all", "budget"] = "all"
+    """`budget`: rows are scored, in the order of prior, until those that pass fill each pair's share of balance.budget; the
+    rest is dropped as `quality.not_needed`."""
+    prior: Literal["hash", "score", "lexical"] = "hash"
+    """The order in which rows are scored until the budget is filled: drawn by the seed, or the best first by the score that
+    the source brings, or by the lexical score."""
     model: str | None = None
     """`comet`: name on the Hugging Face hub, folder, or `.ckpt` file of a checkpoint that needs no reference."""
+    encoder: str | None = None
+    """`comet`: name on the hub or folder of the config.json and tokenizer that the model's encoder has. By default they are
+    looked for in the model's folder, then where the model says that it was trained from."""
+    direction: Literal["english", "forward", "backward"] = "english"
+    """`comet`: which side is scored as the source of the other: the English one where there is one, else `src`; always `src`
+    (forward); or always `tgt` (backward)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`comet`: what the model computes in; auto is bf16 on a GPU that can, else fp32."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """`comet`: tokens a batch, at most, rows aside that are longer; by default 32,768 on a GPU, and 4,096 without."""
+    backend: Literal["native", "unbabel"] = "native"
+    """`comet`: unbabel runs the model with the package unbabel-comet, for classes of model that the native one does not know."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """`comet`: rows a batch, at most."""
+    """`comet` with unbabel: rows a batch, at most."""
+    cache: str | None = None
+    """`comet`: folder where scores are kept for other runs and recipes, by text, direction and model. Without it, a run keeps
+    them in a folder `scores` of its own."""
 
     @field_validator("scorer")
     @classmethod
@@ -93,6 +118,12 @@ class QualitySettings(StageSettings):
     def _agree(self) -> QualitySettings:
         if self.threshold is not None and self.quantile is not None:
             raise ValueError("give threshold or quantile, not both")
+        if self.until == "budget" and (
+            self.quantile is not None or any(p.quantile is not None for p in self.pair.values())
+        ):
+            raise ValueError('a quantile needs the scores of all rows: give a threshold, or leave out until = "budget"')
+        if self.until == "all" and self.prior != "hash":
+            raise ValueError('prior orders what is scored until the budget is filled: it needs until = "budget"')
         if self.scorer == "comet" and self.model is None:
             raise ValueError('the comet scorer needs a model, as in model = "Unbabel/wmt22-cometkiwi-da"')
         return self
@@ -172,10 +203,7 @@ def open_scorer(settings: QualitySettings, states: Mapping[str, bytes]) -> Score
 
         return LexicalScorer(states)
     if settings.scorer == "comet":
-        from corpusprep.stages._quality_comet import CometScorer
-
-        assert settings.model is not None
-        return CometScorer(settings.model, settings.batch_size)
+        return _Directed(_open_comet(settings), settings.direction)
     if settings.scorer == "column":
         return _ColumnScorer(settings.column)
     return _FunctionScorer(settings.scorer)
@@ -225,12 +253,69 @@ def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -
     return None
 
 
+def require(settings: QualitySettings) -> None:
+    """Looks for all that the scorer needs, and downloads what is on the hub: what is missing must show before hours of work.
+
+    Raises:
+        RunError: a package is not installed, or a model cannot be had.
+        SettingsError: the function of a user cannot be loaded.
+    """
+    if not settings.enabled:
+        return
+    if settings.scorer == "comet":
+        if settings.backend == "unbabel":
+            from corpusprep.stages._quality_unbabel import import_comet
+
+            import_comet()
+        else:
+            from corpusprep.stages._quality_comet import import_torch
+
+            import_torch()
+        model_files(settings)
+    elif settings.scorer not in _BUILT_IN:
+        _FunctionScorer(settings.scorer)
+
+
 def model_files(settings: QualitySettings) -> list[Path]:
-    """Local files whose content decides the scores."""
-    if settings.scorer != "comet" or settings.model is None or not Path(settings.model).expanduser().exists():
+    """The files whose content decides the scores; a model of the hub that is not in the local cache is downloaded.
+
+    Raises:
+        RunError: a model cannot be had.
+    """
+    if settings.scorer != "comet":
         return []
-    path = Path(settings.model).expanduser()
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    from corpusprep.stages._quality_comet_files import find_checkpoint, find_model
+
+    assert settings.model is not None
+    if settings.backend == "unbabel":
+        checkpoint = find_checkpoint(settings.model)
+        return [checkpoint, checkpoint.parent.parent / "hparams.yaml"]
+    return list(find_model(settings.model, settings.encoder))
+
+
+SCORE_VERSION = 1
+"""Of the COMET scorer: to be raised when the same model gives the same text another score."""
+
+
+def score_keys(table: pa.Table, settings: QualitySettings) -> npt.NDArray[np.uint64]:
+    """What a COMET score is a score of: 128-bit hashes of source and translation, shape (n, 2)."""
+    source, translation = _sides(table, settings.direction)
+    halves = [hash_strings(translation, hash_strings(source, seed)) for seed in (1, 2)]
+    return np.stack(halves, 1)
+
+
+def surroundings(settings: QualitySettings) -> dict[str, str]:
+    """What decides the last digits of a model's scores beside its files: versions, precision and kind of device."""
+    if settings.scorer != "comet":
+        return {}
+    from corpusprep.stages._quality_comet import import_torch, precision_of
+
+    torch = import_torch()
+    found = {"torch": str(torch.__version__), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    if settings.backend == "unbabel":
+        names = ("unbabel-comet", "transformers")
+        return found | {name: importlib.metadata.version(name) for name in names}
+    return found | {"precision": precision_of(settings.precision)}
 
 
 def with_scores(table: pa.Table, scores: F32) -> pa.Table:
@@ -271,6 +356,68 @@ def pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
     place = np.empty(len(found), np.int64)
     place[order] = np.arange(len(found))
     return [found[k] for k in order], place[encoded.indices.to_numpy()]
+
+
+def _open_comet(settings: QualitySettings) -> Scorer:
+    assert settings.model is not None
+    if settings.backend == "unbabel":
+        from corpusprep.stages._quality_unbabel import UnbabelScorer
+
+        return UnbabelScorer(settings.model, settings.batch_size)
+    from corpusprep.stages._quality_comet import CometScorer
+    from corpusprep.stages._quality_comet_files import find_model
+
+    return CometScorer(find_model(settings.model, settings.encoder), settings.precision, settings.batch_tokens)
+
+
+def turned(table: pa.Table, direction: str) -> npt.NDArray[np.bool_]:
+    """Which rows are scored with `tgt` as the source, shape (n,).
+
+    Args:
+        table: rows with `src_lang tgt_lang`.
+        direction: see `QualitySettings.direction`.
+    """
+    if direction != "english":
+        return np.full(table.num_rows, direction == "backward")
+    src, tgt = (_english(table[side]) for side in ("src_lang", "tgt_lang"))
+    return tgt & ~src
+
+
+def _sides(table: pa.Table, direction: str) -> tuple[Any, Any]:
+    """What is scored as source and as its translation; large strings."""
+    mask = turned(table, direction)
+    src, tgt = (table[side].cast(pa.large_string()) for side in ("src", "tgt"))
+    if not mask.any():
+        return src, tgt
+    if mask.all():
+        return tgt, src
+    chosen: Any = pa.array(mask)
+    return pc.if_else(chosen, tgt, src), pc.if_else(chosen, src, tgt)
+
+
+def _english(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.bool_]:
+    codes = column.cast(pa.string())
+    found = [code for code in codes.unique().to_pylist() if code is not None and _is_english(code)]
+    known: Any = pc.is_in(codes, value_set=pa.array(found, pa.string()))
+    return np.asarray(known.to_numpy(), np.bool_)
+
+
+def _is_english(code: str) -> bool:
+    try:
+        return matches("en", code)
+    except SettingsError:
+        return False
+
+
+class _Directed:
+    """A scorer of translations, given rows that say which side is the source."""
+
+    def __init__(self, scorer: Scorer, direction: str) -> None:
+        self._scorer, self._direction = scorer, direction
+
+    def score(self, table: pa.Table) -> F32:
+        source, translation = _sides(table, self._direction)
+        return self._scorer.score(pa.table({"src": source, "tgt": translation}))
 
 
 class _ColumnScorer:

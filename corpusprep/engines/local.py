@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -27,12 +27,17 @@ class LocalEngine:
 
     Args:
         workers: number of processes, from 1.
+        gpus: names of the GPUs, as CUDA_VISIBLE_DEVICES takes them; by default those that PyTorch sees. Tasks that ask for
+            a GPU run in this process where there are fewer than two, else in one more process a GPU.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, gpus: Sequence[str] | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.workers = workers
+        self._gpus = gpus
+        self._on_gpus: LocalEngine | None = None
+        self._environments: Sequence[Mapping[str, str]] = ()  # of each worker
         self._processes: list[tuple[Any, Connection]] = []
         self._calls = 0
 
@@ -53,6 +58,8 @@ class LocalEngine:
                 process.kill()
                 process.join()
         self._processes = []
+        if self._on_gpus is not None:
+            self._on_gpus.close()
 
     def map(
         self,
@@ -63,11 +70,20 @@ class LocalEngine:
         resources: Mapping[str, float] | None = None,
         ordered: bool = False,
     ) -> Iterator[R]:
-        """See `corpusprep.engines.Engine.map`; what asks for a GPU runs in this process, on the first one."""
-        workers = 1 if resources and resources.get("gpu") else self.workers
-        if workers <= 1:
+        """See `corpusprep.engines.Engine.map`."""
+        engine = self
+        if resources and resources.get("gpu"):
+            if self._gpus is None:
+                self._gpus = visible_gpus()
+            if len(self._gpus) < 2:
+                return _inline(function, tasks, setup)
+            if self._on_gpus is None:
+                self._on_gpus = LocalEngine(len(self._gpus))
+                self._on_gpus._environments = [{"CUDA_VISIBLE_DEVICES": name} for name in self._gpus]
+            engine = self._on_gpus
+        elif self.workers == 1:
             return _inline(function, tasks, setup)
-        return self._spread(function, iter(tasks), setup, workers, ordered)
+        return engine._spread(function, iter(tasks), setup, engine.workers, ordered)
 
     def _spread(
         self,
@@ -146,8 +162,11 @@ class LocalEngine:
         # Polars, Numba, Arrow and tokenizers size their pools at import: without this each worker takes all cores.
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         names = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
-        before = {name: os.environ.get(name) for name in names}
-        os.environ.update(dict.fromkeys(names, threads))
+        own = dict.fromkeys(names, threads)
+        if self._environments:
+            own |= self._environments[len(self._processes)]
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
         try:
             process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
@@ -184,6 +203,17 @@ class LocalEngine:
                 error.add_note(f"In a worker:\n{trace}")
             raise error
         return number, result
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that PyTorch sees, as CUDA_VISIBLE_DEVICES takes them; none without PyTorch."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if len(named) >= count else [str(k) for k in range(count)]
 
 
 def _inline(function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], Any] | None) -> Iterator[R]:

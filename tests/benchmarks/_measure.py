@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parents[2]
 PEERS = {
     "opusfilter": ("opusfilter==3.3.1", "fasttext-predict==0.9.2.4"),
     "text-dedup": ("text-dedup==0.4.0",),
+    "comet": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[comet]"),
 }
 
 

@@ -1,6 +1,7 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,pass1,text-dedup,scale] [--data FOLDER] [--out DIR]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,scale] [--data FOLDER]
+                                     [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
 it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); the rest is generated (`generate.py`). What each
@@ -12,6 +13,8 @@ part measured is kept in DIR; `RESULTS.md` beside this file is written anew from
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
                   the same rules and the same number of processes
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
+    comet         the comet scorer against COMET's own `predict` (`comet.py`), models of random weights; on a GPU if there is
+                  one. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
     scale         whole runs of 1, 4 and 16 million rows
 """
 
@@ -306,6 +309,17 @@ def bench_text_dedup(out: Path, data: Path | None) -> list[Row]:
     ]  # fmt: skip
 
 
+def bench_comet(out: Path, data: Path | None) -> list[Row]:
+    programs = environment("comet", out)
+    folder = out / "comet"
+    folder.mkdir(exist_ok=True)
+    # In an order that knows nothing of length, as generated rows are.
+    pq.write_table(sample(out, 20_000).select(["src", "tgt"]), folder / "rows.parquet")
+    command([programs / "python", HERE / "comet.py", "rows.parquet", "models"], folder)
+    lines = (folder / "last-command.log").read_text(encoding="utf-8").splitlines()
+    return [row(**found) for found in json.loads(lines[-1])]
+
+
 def bench_scale(out: Path, data: Path | None) -> list[Row]:
     """Whole runs, one after the other, each on data of its own size and with one budget."""
     rows, before = [], None
@@ -331,6 +345,7 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "search": bench_search,
     "text-dedup": bench_text_dedup,
     "pass1": bench_pass1,
+    "comet": bench_comet,
     "scale": bench_scale,
 }
 

@@ -137,3 +137,23 @@ def _alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def device(task: int) -> tuple[int, str | None, int]:
+    time.sleep(0.2)
+    return task, os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
+def test_tasks_that_want_a_gpu_have_one_each() -> None:
+    with LocalEngine(1, gpus=["3", "GPU-5f"]) as engine:
+        found = list(engine.map(device, range(6), resources={"gpu": 1}))
+        assert sorted(task for task, _, _ in found) == list(range(6))
+        assert {name for _, name, _ in found} == {"3", "GPU-5f"}
+        assert len({process for _, _, process in found}) == 2
+        assert os.getpid() not in {process for _, _, process in found}
+        again = {process for _, _, process in engine.map(device, range(4), resources={"gpu": 1})}
+        assert again == {process for _, _, process in found}  # the model that a worker has loaded is there still
+    assert all(not os.path.exists(f"/proc/{process}") for process in again)
+    with LocalEngine(2, gpus=["0"]) as engine:
+        assert {process for _, _, process in engine.map(device, range(2), resources={"gpu": 1})} == {os.getpid()}
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

@@ -211,8 +211,12 @@ def test_all_string_types(kind: pa.DataType) -> None:
 def test_model_files_are_those_of_a_local_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "model.ckpt").write_bytes(b"x")
-    (tmp_path / "hparams.yaml").write_text("a: 1")
-    found = quality.model_files(QualitySettings(scorer="comet", model=str(tmp_path)))
+    (tmp_path / "hparams.yaml").write_text("class_identifier: unified_metric")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    settings = QualitySettings(scorer="comet", model=str(tmp_path))
+    found = quality.model_files(settings)
+    assert [path.name for path in found] == ["model.ckpt", "hparams.yaml", "config.json", "tokenizer.json"]
+    found = quality.model_files(settings.model_copy(update={"backend": "unbabel"}))
     assert [path.name for path in found] == ["model.ckpt", "hparams.yaml"]
-    assert quality.model_files(QualitySettings(scorer="comet", model="Unbabel/wmt22-cometkiwi-da")) == []
     assert quality.model_files(QualitySettings()) == []

@@ -1,4 +1,4 @@
-"""The COMET scorer, on genuine checkpoints: tiny ones with weights drawn at random, made here."""
+"""The comet scorer, on tiny checkpoints of both classes; `test_quality_unbabel.py` holds its scores against COMET's own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import json
 import logging
 import os
-import random
+import pickle
 import shutil
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,281 +20,381 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from comet_models import MODELS, Models, make_checkpoint, odd_rows, sentences, table
 
 from corpusprep.errors import RunError
-from corpusprep.stages._quality_comet import CometScorer
-from corpusprep.stages.quality import QualitySettings, quality
+from corpusprep.stages._quality_comet import CometScorer, batches
+from corpusprep.stages._quality_comet_files import find_model
+from corpusprep.stages.quality import QualitySettings, open_scorer, quality
 
-pytest.importorskip("comet", reason="COMET is not installed: pip install '.[comet]' in an environment of its own")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[quality]'")
 
 ROOT = Path(__file__).parents[2]
-NOUNS = {"house": "Haus", "river": "Boot", "teacher": "Kind", "bread": "Brot", "garden": "Beet", "letter": "Buch"}
-QE, UNIFIED, WORDS, REGRESSION = "referenceless", "unified", "words", "regression"
-
-
-def sentences(rows: int, seed: int) -> list[tuple[str, str]]:
-    """English and German sentences of one to twelve nouns."""
-    draw = random.Random(seed)
-    drawn = [draw.choices(sorted(NOUNS), k=draw.randint(1, 12)) for _ in range(rows)]
-    return [
-        (f"We saw a {' and a '.join(n)}.", f"Wir sahen ein {' und ein '.join(NOUNS[w] for w in n)}.") for n in drawn
-    ]
-
-
-def table(rows: list[tuple[str | None, str | None]]) -> pa.Table:
-    src, tgt = zip(*rows, strict=True) if rows else ((), ())
-    return pa.table(
-        {
-            "src": pa.array(src, pa.string()),
-            "tgt": pa.array(tgt, pa.string()),
-            "src_lang": pa.array(["en"] * len(rows), pa.string()),
-            "tgt_lang": pa.array(["de"] * len(rows), pa.string()),
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Models:
-    """Folders of checkpoints by kind, and that of their encoder."""
-
-    folder: Path
-    encoder: Path
-
-    def __getitem__(self, kind: str) -> str:
-        return str(self.folder / kind)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = tmp_path_factory.mktemp("comet")
-    encoder = folder / "encoder"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        make_encoder(encoder)
-        for kind in (QE, UNIFIED, WORDS, REGRESSION):
-            make_checkpoint(folder / kind, kind, str(encoder))
-    return Models(folder, encoder)
+    return Models(tmp_path_factory.mktemp("comet"))
 
 
-def make_encoder(folder: Path) -> None:
-    """What the hub has of an encoder, less its weights: a tokenizer trained on the spot, and a config of 64 positions."""
-    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-    from tokenizers import models as kinds
-    from tokenizers.trainers import UnigramTrainer
-    from transformers import XLMRobertaConfig, XLMRobertaTokenizerFast
-
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(kinds.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator([text for pair in sentences(300, 2) for text in pair], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    XLMRobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(folder)
-    XLMRobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, initializer_range=0.5, max_position_embeddings=66, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-    ).save_pretrained(folder)  # fmt: skip
+def scorer(model: str, **settings: Any) -> CometScorer:
+    return CometScorer(find_model(model), **settings)
 
 
-def make_checkpoint(folder: Path, kind: str, encoder: str) -> None:
-    """A checkpoint as Lightning writes it when COMET trains."""
-    import pytorch_lightning
-    import torch
-    import yaml
-    from comet.models import ReferencelessRegression, RegressionMetric, UnifiedMetric
-
-    torch.manual_seed(3)
-    common: dict[str, Any] = {"pretrained_model": encoder, "hidden_sizes": [32, 16], "load_pretrained_weights": False}
-    if kind == QE:
-        model = ReferencelessRegression(**common)
-    elif kind == REGRESSION:
-        model = RegressionMetric(**common)
-    elif kind == UNIFIED:
-        model = UnifiedMetric(**common, input_segments=["mt", "src"], layer_transformation="sparsemax_patch")
-    else:
-        model = UnifiedMetric(**common, word_level_training=True, word_layer=2)
-    (folder / "checkpoints").mkdir(parents=True)
-    trainer = pytorch_lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(folder / "checkpoints" / "model.ckpt")
-    (folder / "hparams.yaml").write_text(yaml.dump(dict(model.hparams)), encoding="utf-8")
+def spoilt(models: Models, name: str, folder: Path, change: Any) -> str:
+    """A copy of a model whose checkpoint has been changed."""
+    shutil.copytree(models[name], folder)
+    file = folder / "checkpoints" / "model.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, file)
+    return str(folder)
 
 
-def predicted(folder: str, rows: list[tuple[str, str]], batch_size: int) -> list[float]:
-    """The scores of COMET's own loader and `predict`."""
-    import comet
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = comet.load_from_checkpoint(f"{folder}/checkpoints/model.ckpt")
-        samples = [{"src": src, "mt": tgt} for src, tgt in rows]
-        found = model.predict(samples, batch_size=batch_size, gpus=0, num_workers=0, progress_bar=False)
-    return list(found.scores)
+# Scores
 
 
-@pytest.mark.parametrize("kind", [QE, UNIFIED, WORDS])
-def test_scores_are_those_of_predict(models: Models, kind: str) -> None:
-    rows = sentences(50, 4)
-    scores = CometScorer(models[kind], 8).score(table(rows))
+@pytest.mark.parametrize("name", ["kiwi", "kiwi-normed", "kiwi-xl", "qe", "qe-max", "qe-cls"])
+def test_a_score_depends_on_its_row_alone(models: Models, name: str) -> None:
+    rows = [*sentences(60, 5), *odd_rows()]
+    scores = scorer(models[name]).score(table(rows))
     assert scores.dtype == np.float32
-    assert scores.std() > 1e-3  # random weights, but not one score for all
-    np.testing.assert_allclose(scores, predicted(models[kind], rows, 16), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [QE, UNIFIED])
-def test_a_score_depends_on_its_row_alone(models: Models, kind: str) -> None:
-    rows = [*sentences(40, 5), ("A.", "Ein sehr viel längerer Satz, der nicht zu dem kurzen passt."), ("", "")]
-    scorer = CometScorer(models[kind], 7)
-    scores = scorer.score(table(rows))
-    order = np.random.default_rng(1).permutation(len(rows))
-    shuffled = scorer.score(table([rows[i] for i in order]))
-    np.testing.assert_allclose(shuffled, scores[order], atol=1e-5)
-    np.testing.assert_allclose(scorer.score(table(rows[:1])), scores[:1], atol=1e-5)
-    np.testing.assert_array_equal(scorer.score(table(rows)), scores)
-    np.testing.assert_allclose(CometScorer(models[kind], 1000).score(table(rows)), scores, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [QE, UNIFIED, WORDS])
-def test_empty_null_and_very_long_texts_are_scored(models: Models, kind: str) -> None:
-    words = " ".join(["house", "river", "teacher", "bread"] * 2500)
-    rows: list[tuple[str | None, str | None]] = [("", ""), (None, "Haus"), (words, words), ("", words), ("\0😀", "ß")]
-    scores = CometScorer(models[kind], 2).score(table(rows))
     assert np.isfinite(scores).all()
-    np.testing.assert_allclose(CometScorer(models[kind], 2).score(table([("", "Haus")])), scores[1:2], atol=1e-5)
+    assert scores.std() > 1e-3
+    order = np.random.default_rng(1).permutation(len(rows))
+    small = scorer(models[name], batch_tokens=50)
+    np.testing.assert_allclose(small.score(table([rows[i] for i in order])), scores[order], atol=1e-5)
+    np.testing.assert_allclose(small.score(table(rows[:1])), scores[:1], atol=1e-5)
+    np.testing.assert_array_equal(scorer(models[name]).score(table(rows)), scores)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_the_whole_network(models: Models, name: str) -> None:
+    """transformers' encoder, all layers mixed as COMET mixes them, row by row: nothing left out that is not used."""
+    rows = [*sentences(12, 6), ("house", ""), ("We saw a house. " * 40, "Haus " * 90)]
+    expected = [by_transformers(models[name], name, *row) for row in rows]
+    np.testing.assert_allclose(scorer(models[name]).score(table(rows)), expected, atol=1e-5)
+
+
+def by_transformers(model: str, name: str, src: str, tgt: str) -> float:
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, XLMRobertaModel, XLMRobertaXLModel
+
+    files = find_model(model)
+    hparams = {"layer_norm": True, "pool": "avg"} | MODELS[name]
+    unified = hparams["class_identifier"] == "unified_metric"
+    state = torch.load(files.checkpoint, weights_only=True)["state_dict"]
+    encoder_class = XLMRobertaXLModel if hparams.get("encoder_model") == "XLM-RoBERTa-XL" else XLMRobertaModel
+    encoder = encoder_class(AutoConfig.from_pretrained(files.config.parent), add_pooling_layer=False).eval()
+    encoder.load_state_dict({k[14:]: v for k, v in state.items() if k.startswith("encoder.model.")})
+    tokenizer = Tokenizer.from_file(str(files.tokenizer))
+    mt, source = (tokenizer.encode(text, add_special_tokens=False).ids[:60] for text in (tgt, src))
+
+    def embedding(ids: list[int]) -> Any:
+        with torch.inference_mode():
+            states = encoder(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        layer = hparams.get("sent_layer" if unified else "layer", "mix")
+        pool = "cls" if unified else hparams["pool"]
+        if pool == "default":
+            return states[-1][0, 0]
+        if layer == "mix":
+            scalars = torch.cat([state[f"layerwise_attention.scalar_parameters.{k}"] for k in range(len(states))])
+            transformation = hparams.get("layer_transformation", "sparsemax" if unified else "softmax")
+            shares = simplex(scalars) if transformation == "sparsemax" else scalars.softmax(0)
+            if hparams["layer_norm"]:
+                states = [(s - s.mean()) / torch.sqrt(s.var(unbiased=False) + 1e-12) for s in states]
+            mixed = state["layerwise_attention.gamma"] * sum(w * s for w, s in zip(shares, states, strict=True))
+        else:
+            mixed = states[layer]
+        mixed = mixed[0]
+        return {"avg": lambda: mixed.mean(0), "max": lambda: mixed.amax(0), "cls": lambda: mixed[0]}[pool]()
+
+    if unified:
+        found = embedding([0, *mt, 2, 2, *source, 2][:64])
+    else:
+        m, s = embedding([0, *mt, 2]), embedding([0, *source, 2])
+        found = torch.cat((m, s, m * s, (m - s).abs()))
+    numbers = sorted({int(key.split(".")[2]) for key in state if key.startswith("estimator.ff.")})
+    for number in numbers:
+        found = found @ state[f"estimator.ff.{number}.weight"].T + state[f"estimator.ff.{number}.bias"]
+        if number != numbers[-1]:
+            found = found.tanh()
+    return float(found.sigmoid() if hparams.get("final_activation") == "Sigmoid" else found)
+
+
+def simplex(values: Any) -> Any:
+    """The nearest point of the simplex, by bisection for what is taken off."""
+    low, high = values.min() - 1, values.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (values - middle).clamp_min(0).sum() > 1 else (low, middle)
+    return (values - low).clamp_min(0)
+
+
+def test_bf16_is_near(models: Models) -> None:
+    rows = table(sentences(80, 7))
+    exact, rough = scorer(models["kiwi"]).score(rows), scorer(models["kiwi"], precision="bf16").score(rows)
+    assert 0 < np.abs(exact - rough).max() < 0.1
+    assert np.corrcoef(exact, rough)[0, 1] > 0.99
 
 
 def test_no_rows_give_no_scores(models: Models) -> None:
-    scores = CometScorer(models[QE], 4).score(table([]))
-    assert scores.shape == (0,)
-    assert scores.dtype == np.float32
+    for name in ("kiwi", "qe"):
+        scores = scorer(models[name]).score(table([]))
+        assert scores.shape == (0,)
+        assert scores.dtype == np.float32
 
 
-def test_chunked_and_large_strings_are_taken(models: Models) -> None:
-    rows = table(sentences(12, 6))
-    expected = CometScorer(models[QE], 4).score(rows)
+def test_nulls_chunks_and_large_strings_are_taken(models: Models) -> None:
+    rows = table([*sentences(12, 6), (None, "Haus"), ("house", None)])
+    expected = scorer(models["qe"]).score(rows)
     large = rows.set_column(0, "src", rows["src"].cast(pa.large_string()))
     chunked = pa.concat_tables([large.slice(0, 5), large.slice(5)])
-    np.testing.assert_allclose(CometScorer(models[QE], 4).score(chunked), expected, atol=1e-5)
+    np.testing.assert_array_equal(scorer(models["qe"]).score(chunked), expected)
+    np.testing.assert_allclose(scorer(models["qe"]).score(table([("", "Haus")])), expected[12:13], atol=1e-5)
+
+
+def test_many_windows_and_slices_keep_the_order(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from corpusprep.stages import _quality_comet
+
+    rows = table(sentences(300, 8))
+    for name in ("kiwi", "qe"):
+        expected = scorer(models[name]).score(rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(_quality_comet, "WINDOW", 70)
+            patch.setattr(_quality_comet, "_SLICE", 16)
+            patch.setattr(_quality_comet, "_HEAD_ROWS", 9)
+            np.testing.assert_allclose(scorer(models[name], batch_tokens=99).score(rows), expected, atol=1e-5)
+
+
+def test_a_text_is_embedded_once_a_window(models: Models) -> None:
+    rows = [("We saw a house.", german) for _, german in sentences(40, 9)] * 2
+    found, apart = scorer(models["qe"]), scorer(models["qe"])
+    found.score(table(rows))
+    for text in {text for row in rows for text in row}:
+        apart.score(table([(text, text)]))
+    assert found.tokens == apart.tokens
+
+
+@pytest.mark.parametrize("budget", [1, 7, 50, 10_000])
+def test_batches_keep_to_their_budget(budget: int) -> None:
+    lengths = np.sort(np.random.default_rng(2).integers(2, 60, 500))[::-1]
+    found = list(batches(lengths, budget))
+    assert np.concatenate([np.arange(500)[rows] for rows in found]).tolist() == list(range(500))
+    for rows in found:
+        assert lengths[rows].sum() <= budget or rows.stop - rows.start == 1
+    assert list(batches(lengths[:0], budget)) == []
+
+
+def test_a_batch_that_does_not_fit_is_halved(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from corpusprep.stages._quality_comet_model import CometModel
+
+    rows = table(sentences(11, 8))
+    expected = scorer(models["kiwi"]).score(rows)
+    whole = CometModel.embed
+
+    def small(self: Any, batch: Any) -> Any:
+        if len(batch.first) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+        return whole(self, batch)
+
+    monkeypatch.setattr(CometModel, "embed", small)
+    fits = 3
+    np.testing.assert_allclose(scorer(models["kiwi"]).score(rows), expected, atol=1e-5)
+    fits = 0
+    with pytest.raises(RunError, match="does not fit the GPU's memory: CUDA out of memory"):
+        scorer(models["kiwi"]).score(rows)
+
+
+# The stage
 
 
 def test_the_stage_drops_what_scores_below_the_threshold(models: Models) -> None:
     rows = table(sentences(30, 7))
-    scores = CometScorer(models[QE], 64).score(rows)
+    scores = scorer(models["qe"]).score(rows)
     limit = float(np.sort(scores)[[9, 10]].mean())
-    outcome = quality(rows, QualitySettings(scorer="comet", model=models[QE], threshold=limit))
+    outcome = quality(rows, QualitySettings(scorer="comet", model=models["qe"], threshold=limit))
     assert outcome.kept.select(["src", "tgt"]) == rows.select(["src", "tgt"]).filter(pa.array(scores >= limit))
     assert outcome.dropped.num_rows == 10
     assert set(outcome.dropped["reason"].to_pylist()) == {"quality.score"}
     np.testing.assert_allclose(outcome.kept["quality"].to_numpy(), scores[scores >= limit], atol=1e-5)
-    assert quality(rows, QualitySettings(scorer="comet", model=models[QE])).dropped.num_rows == 0
+    assert quality(rows, QualitySettings(scorer="comet", model=models["qe"])).dropped.num_rows == 0
 
 
-def test_a_batch_that_does_not_fit_is_halved(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from comet.models import ReferencelessRegression
+def test_english_is_the_source_unless_it_is_said_otherwise(models: Models) -> None:
+    pairs = sentences(6, 3)
+    forward = scorer(models["kiwi"]).score(table(pairs))
+    backward = scorer(models["kiwi"]).score(table([(b, a) for a, b in pairs]))
+    assert np.abs(forward - backward).max() > 1e-3
+    codes = [("en", "de"), ("de", "eng_Latn"), ("de", "fr"), ("en-GB", "en"), ("?", "en"), ("deu_Latn", "xx")]
+    rows = table(pairs)
+    for k, side in ((2, "src_lang"), (3, "tgt_lang")):
+        rows = rows.set_column(k, side, pa.array([pair[k - 2] for pair in codes]))
+    turned = [False, True, False, False, True, False]
+    for direction, mask in (("english", turned), ("forward", [False] * 6), ("backward", [True] * 6)):
+        settings = QualitySettings(scorer="comet", model=models["kiwi"], direction=direction)
+        found = open_scorer(settings, {}).score(rows)
+        np.testing.assert_allclose(found, np.where(mask, backward, forward), atol=1e-5)
 
-    rows = table(sentences(11, 8))
-    expected = CometScorer(models[QE], 8).score(rows)
-    whole = ReferencelessRegression.predict_step
 
-    def small(self: Any, batch: Any) -> Any:
-        if len(batch["src_input_ids"]) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
-        return whole(self, batch)
-
-    monkeypatch.setattr(ReferencelessRegression, "predict_step", small)
-    fits = 3
-    np.testing.assert_allclose(CometScorer(models[QE], 8).score(rows), expected, atol=1e-5)
-    fits = 0
-    with pytest.raises(RunError, match="does not fit the GPU's memory: CUDA out of memory"):
-        CometScorer(models[QE], 8).score(rows)
+# Files
 
 
 def test_a_model_is_given_as_folder_or_file(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = table(sentences(5, 9))
-    expected = CometScorer(models[UNIFIED], 8).score(rows)
+    expected = scorer(models["kiwi"]).score(rows)
     own = tmp_path / "own"
-    shutil.copytree(models[UNIFIED], own)
+    shutil.copytree(models["kiwi"], own)
     (own / "checkpoints" / "model.ckpt").rename(own / "checkpoints" / "epoch=3-step=5.ckpt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for model in ("own", "./own", "~/own", "own/checkpoints/epoch=3-step=5.ckpt"):
-        np.testing.assert_allclose(CometScorer(model, 8).score(rows), expected, atol=1e-5)
+        np.testing.assert_array_equal(scorer(model).score(rows), expected)
     monkeypatch.chdir(own / "checkpoints")
-    np.testing.assert_allclose(CometScorer("epoch=3-step=5.ckpt", 8).score(rows), expected, atol=1e-5)
+    np.testing.assert_array_equal(scorer("epoch=3-step=5.ckpt").score(rows), expected)
+
+
+def test_the_encoder_is_looked_for_where_it_may_be(models: Models, tmp_path: Path) -> None:
+    rows = table(sentences(5, 9))
+    expected = scorer(models["kiwi"]).score(rows)
+    for name in ("", "encoder"):
+        folder = tmp_path / f"in-{name}"
+        shutil.copytree(models["kiwi"], folder)
+        hparams = folder / "hparams.yaml"
+        hparams.write_text(hparams.read_text().replace(str(models.encoder()), "/no/such/folder"))
+        np.testing.assert_array_equal(CometScorer(find_model(str(folder), str(models.encoder()))).score(rows), expected)
+        with pytest.raises(RunError, match="its encoder, /no/such/folder: there is no such folder"):
+            find_model(str(folder))
+        shutil.copytree(models.encoder(), folder / name, dirs_exist_ok=True)
+        np.testing.assert_array_equal(scorer(str(folder)).score(rows), expected)
+    hparams.write_text("class_identifier: unified_metric\n")
+    shutil.rmtree(folder / "encoder")
+    with pytest.raises(RunError, match=r"does not say what the model was trained from .* Give\s+quality\.encoder"):
+        find_model(str(folder))
+    with pytest.raises(RunError, match=r"quality\.encoder, .*, lacks config\.json or a tokenizer"):
+        find_model(str(folder), str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./kiwi", "kiwi", "a/b/c", "models/kiwi.ckpt", "~/kiwi"])
-def test_a_path_that_is_missing_is_named(models: Models, model: str) -> None:
+def test_a_path_that_is_missing_is_named(model: str) -> None:
     with pytest.raises(RunError, match=f"quality.model = '{model}': there is no such file or folder"):
-        CometScorer(model, 8)
+        find_model(model)
 
 
 def test_a_model_that_needs_a_reference_is_refused(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"\(regression_metric\) compares with a reference translation"):
-        CometScorer(models[REGRESSION], 8)
-    shutil.copytree(models[UNIFIED], tmp_path / "unified")
+    shutil.copytree(models["kiwi"], tmp_path / "unified")
     hparams = tmp_path / "unified" / "hparams.yaml"
     hparams.write_text(hparams.read_text().replace("- src\n", "- ref\n"))
     with pytest.raises(RunError, match=r"\(unified_metric\) compares with a reference translation"):
-        CometScorer(str(tmp_path / "unified"), 8)
+        find_model(str(tmp_path / "unified"))
+    hparams.write_text("class_identifier: regression_metric\n")
+    with pytest.raises(RunError, match=r"\(regression_metric\) compares with a reference translation"):
+        find_model(str(tmp_path / "unified"))
 
 
 def test_what_is_no_checkpoint_is_refused(models: Models, tmp_path: Path) -> None:
-    import torch
-
-    with pytest.raises(
-        RunError, match=r"this is no COMET model\. quality\.model wants a folder that holds hparams\.yaml"
-    ):
-        CometScorer(str(models.encoder), 8)
+    with pytest.raises(RunError, match=r"this is no COMET model\. quality\.model wants a folder that holds"):
+        find_model(str(models.encoder()))
     folder = tmp_path / "model"
-    shutil.copytree(models[QE], folder)
+    shutil.copytree(models["qe"], folder)
     checkpoint, hparams = folder / "checkpoints" / "model.ckpt", folder / "hparams.yaml"
     whole = checkpoint.read_bytes()
     for content in (b"", b"no checkpoint\n", whole[: len(whole) // 2]):
         checkpoint.write_bytes(content)
         with pytest.raises(RunError, match=r"model\.ckpt cannot be read as a COMET checkpoint: \w+"):
-            CometScorer(str(folder), 8)
+            scorer(str(folder))
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.0.0"}, checkpoint)
-    with pytest.raises(RunError, match=r"model\.ckpt"):
-        CometScorer(str(checkpoint), 8)
+    with pytest.raises(RunError, match=r"model\.ckpt cannot be read as a COMET checkpoint: KeyError"):
+        scorer(str(checkpoint))
     checkpoint.write_bytes(whole)
     for content, problem in (
         ("layer: mix\n", "no class_identifier"),
         ("a: [", "cannot be read"),
         ("", "does not describe"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read"),
     ):
         hparams.write_text(content)
         with pytest.raises(RunError, match=problem):
-            CometScorer(str(folder), 8)
-    hparams.write_text("class_identifier: other_metric\n")
-    with pytest.raises(RunError, match="cannot be read as a COMET checkpoint: KeyError: 'other_metric'"):
-        CometScorer(str(folder), 8)
+            scorer(str(folder))
+    hparams.write_text(f"class_identifier: other_metric\npretrained_model: {models.encoder()}\n")
+    with pytest.raises(RunError, match=r'class other_metric are not known here\. backend = "unbabel" runs it'):
+        scorer(str(folder))
     hparams.unlink()
     with pytest.raises(RunError, match=r"hparams\.yaml is missing"):
-        CometScorer(str(checkpoint), 8)
+        scorer(str(checkpoint))
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(models: Models, tmp_path: Path) -> None:
-    import torch
+def test_a_checkpoint_runs_no_code(models: Models, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
 
-    shutil.copytree(models[QE], tmp_path / "model")
+    shutil.copytree(models["qe"], tmp_path / "model")
     file = tmp_path / "model" / "checkpoints" / "model.ckpt"
-    checkpoint = torch.load(file)
-    del checkpoint["state_dict"]["estimator.ff.0.weight"]
-    checkpoint["state_dict"]["encoder.model.embeddings.position_ids"] = torch.arange(66)  # old ones hold it: no harm
-    torch.save(checkpoint, file)
+    torch.save(torch.load(file, weights_only=True) | {"callbacks": Trap()}, file)
+    with pytest.raises(RunError, match="cannot be read as a COMET checkpoint"):
+        scorer(str(tmp_path / "model"))
+    file.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(RunError, match="cannot be read as a COMET checkpoint"):
+        scorer(str(tmp_path / "model"))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_must_be_there_and_fit(models: Models, tmp_path: Path) -> None:
+    def less(checkpoint: Any) -> None:
+        del checkpoint["state_dict"]["estimator.ff.0.weight"]
+
+    def old(checkpoint: Any) -> None:
+        checkpoint["state_dict"]["encoder.model.embeddings.position_ids"] = torch.arange(66)
+
+    def more(checkpoint: Any) -> None:
+        checkpoint["state_dict"]["encoder.model.encoder.layer.4.output.dense.bias"] = torch.zeros(32)
+
+    def wide(checkpoint: Any) -> None:
+        checkpoint["state_dict"]["estimator.ff.3.weight"] = torch.zeros(16, 31)
+
     with pytest.raises(RunError, match=r"lacks 1 of the model's weights, as estimator\.ff\.0\.weight"):
-        CometScorer(str(tmp_path / "model"), 8)
+        scorer(spoilt(models, "qe", tmp_path / "less", less))
+    with pytest.raises(
+        RunError, match=r"holds 1 weights that its hyperparameters have no place for, as encoder\.model"
+    ):
+        scorer(spoilt(models, "qe", tmp_path / "more", more))
+    with pytest.raises(RunError, match=r"estimator\.ff\.3\.weight has shape \(16, 31\), where .* want \(16, 32\)"):
+        scorer(spoilt(models, "qe", tmp_path / "wide", wide))
+    rows = table(sentences(3, 1))
+    scores = scorer(spoilt(models, "qe", tmp_path / "old", old)).score(rows)
+    np.testing.assert_array_equal(scores, scorer(models["qe"]).score(rows))
+
+
+def test_an_encoder_that_is_not_known_is_told(models: Models, tmp_path: Path) -> None:
+    shutil.copytree(models["kiwi"], tmp_path / "model")
+    shutil.copytree(models.encoder(), tmp_path / "model" / "encoder")
+    config = tmp_path / "model" / "encoder" / "config.json"
+    whole = json.loads(config.read_text())
+    for change, problem in (
+        ({"hidden_act": "swish"}, "swish or its kind of positions is not known here"),
+        ({"num_attention_heads": 5}, "its sizes do not go together"),
+        ({"hidden_size": "many"}, "does not describe an encoder: ValueError"),
+        ({"hidden_size": 64}, "has shape"),
+    ):
+        config.write_text(json.dumps(whole | change))
+        with pytest.raises(RunError, match=problem):
+            scorer(str(tmp_path / "model"))
+    config.write_text(json.dumps(whole))
+    tokenizer = tmp_path / "model" / "encoder" / "tokenizer.json"
+    for content, problem in (
+        ("{}", "cannot be read as a tokenizer"),
+        (tokenizer.read_text().replace("<pad>", "<pod>"), "no tokens"),
+    ):
+        tokenizer.write_text(content)
+        with pytest.raises(RunError, match=problem):
+            scorer(str(tmp_path / "model"))
 
 
 def test_logging_and_warnings_are_left_as_they_were(models: Models) -> None:
     root = logging.getLogger()
     before = (root.handlers[:], root.level, logging.root.manager.disable, warnings.filters[:])
-    CometScorer(models[QE], 8).score(table(sentences(3, 1)))
+    scorer(models["qe"]).score(table(sentences(3, 1)))
     assert before == (root.handlers[:], root.level, logging.root.manager.disable, warnings.filters[:])
 
 
@@ -324,6 +423,13 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         folder = self.folders[name]
         if parts[0] == "api":
+            if parts[4:5] == ["tree"]:
+                listed = [
+                    {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": "2" * 40}
+                    for f in sorted(folder.rglob("*"))
+                    if f.is_file()
+                ]
+                return self.answer(200, json.dumps(listed).encode(), {})
             if parts[4:5] != ["revision"] and parts[4:]:
                 return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             files = [{"rfilename": str(f.relative_to(folder))} for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -364,10 +470,11 @@ import json, logging, sys
 import pyarrow as pa
 from corpusprep.errors import RunError
 from corpusprep.stages._quality_comet import CometScorer
+from corpusprep.stages._quality_comet_files import find_model
 answers = []
 for model in json.loads(sys.argv[1]):
     try:
-        scores = CometScorer(model, 8).score(pa.table({"src": ["The house."], "tgt": ["Das Haus."]}))
+        scores = CometScorer(find_model(model)).score(pa.table({"src": ["The house."], "tgt": ["Das Haus."]}))
         answers.append(float(scores[0]))
     except RunError as error:
         answers.append(str(error))
@@ -389,9 +496,9 @@ def scored(models: list[str], home: Path, **environment: str) -> tuple[list[Any]
 @pytest.mark.slow
 def test_models_of_the_hub(models: Models, tmp_path: Path) -> None:
     served = tmp_path / "served"
-    make_quietly(served, "tiny/encoder", models.encoder, tmp_path)
-    expected = float(CometScorer(models[QE], 8).score(table([("The house.", "Das Haus.")]))[0])
-    folders = {"tiny/qe": served, "tiny/gated": Path(models[UNIFIED]), "tiny/encoder": models.encoder}
+    make_checkpoint(served, "qe", "tiny/encoder", models.encoder())
+    expected = float(scorer(models["qe"]).score(table([("The house.", "Das Haus.")]))[0])
+    folders = {"tiny/qe": served, "tiny/gated": Path(models["kiwi"]), "tiny/encoder": models.encoder()}
     home = tmp_path / "home"
     with hub(folders, frozenset({"tiny/gated"})) as (address, asked):
         models_asked = ["tiny/qe", "tiny/qe", "tiny/gated", "tiny/none"]
@@ -411,12 +518,4 @@ def test_models_of_the_hub(models: Models, tmp_path: Path) -> None:
     with hub({"tiny/qe": served}) as (address, _):
         messages, _ = scored(["tiny/qe", str(served)], tmp_path / "new", HF_ENDPOINT=address)
     for message in messages:
-        assert "the tokenizer and config.json of its encoder, tiny/encoder, are not in the local cache" in message
-
-
-def make_quietly(folder: Path, encoder: str, files: Path, tmp_path: Path) -> None:
-    """A checkpoint whose encoder is a model of the hub, `encoder`."""
-    shutil.copytree(files, tmp_path / encoder)
-    with warnings.catch_warnings(), contextlib.chdir(tmp_path):
-        warnings.simplefilter("ignore")
-        make_checkpoint(folder, QE, encoder)
+        assert "its encoder, tiny/encoder, is not whole in the local cache (config.json and tokenizer)" in message
