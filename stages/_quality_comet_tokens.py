@@ -18,6 +18,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 _MAX_CHARACTERS = 1 << 16  # of a text that are looked at: far beyond the tokens that a model takes
+_CACHED_WORDS = 1 << 18
 
 
 class Tokens(NamedTuple):
@@ -53,6 +54,10 @@ class CometTokenizer:
         # COMET cuts each text to two tokens less than the model takes, with its begin and end, and then a pair to the limit.
         self._tokenizer.enable_truncation(max(limit - 4, 1))
         self._tokenizer.no_padding()
+        model = self._tokenizer.model
+        if hasattr(model, "_resize_cache"):  # of words that were tokenised before: 10,000 are too few for a language
+            model._resize_cache(_CACHED_WORDS)
+            self._tokenizer.model = model
 
     def texts(self, texts: Sequence[str]) -> Tokens:
         """Each text between begin and end."""

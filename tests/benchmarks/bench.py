@@ -13,7 +13,7 @@ part measured is kept in DIR; `RESULTS.md` beside this file is written anew from
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
                   the same rules and the same number of processes
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
-    comet         the comet scorer against COMET's own `predict` (`comet.py`), models of random weights; on a GPU if there is
+    comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights; on a GPU if there is
                   one. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
     scale         whole runs of 1, 4 and 16 million rows
 """
@@ -315,7 +315,7 @@ def bench_comet(out: Path, data: Path | None) -> list[Row]:
     folder.mkdir(exist_ok=True)
     # In an order that knows nothing of length, as generated rows are.
     pq.write_table(sample(out, 20_000).select(["src", "tgt"]), folder / "rows.parquet")
-    command([programs / "python", HERE / "comet.py", "rows.parquet", "models"], folder)
+    command([programs / "python", HERE / "comet_scorer.py", "rows.parquet", "models"], folder)
     lines = (folder / "last-command.log").read_text(encoding="utf-8").splitlines()
     return [row(**found) for found in json.loads(lines[-1])]
 
