@@ -28,7 +28,10 @@ from corpusprep.stages._quality_comet_files import find_model
 from corpusprep.stages._quality_comet_tokens import CometTokenizer
 
 SHAPES = {"tiny, 2 x 64": (2, 64, 4, 5000), "mid size, 6 x 384": (6, 384, 12, 1000)}
+LARGE = {"XLM-RoBERTa large, 24 x 1024": (24, 1024, 16, 20_000)}  # with a GPU alone
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, by the makers' data sheets
 VOCABULARY = 16_000
+ROUNDS = 3
 BATCHES = (16, 64)  # of predict: its default, and what a user may try
 
 
@@ -95,7 +98,7 @@ def fastest(rounds: int, *calls: Callable[[], Any]) -> list[float]:
 
 def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
     gpu = torch.cuda.is_available()
-    for name, (layers, hidden, heads, count) in SHAPES.items():
+    for name, (layers, hidden, heads, count) in (SHAPES | (LARGE if gpu else {})).items():
         home = folder / name.split(",")[0].replace(" ", "-")
         make_model(home, table, layers, hidden, heads)
         some = table.slice(0, count)
@@ -113,12 +116,17 @@ def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
         if gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else it is emulated, and slower than fp32
             scorers["bf16"] = CometScorer(find_model(str(home)), "bf16")
         calls = [lambda o=scorer, t=some: o.score(t) for scorer in scorers.values()]
-        times = fastest(3, *calls, *(lambda n=n: predict(n) for n in BATCHES))
+        times = fastest(ROUNDS, *calls, *(lambda n=n: predict(n) for n in BATCHES))
         best = min(times[len(calls) :])
         size = BATCHES[times[len(calls) :].index(best)]
         where = "GPU" if gpu else f"{torch.get_num_threads()} threads of a CPU"
         for precision, seconds in zip(scorers, times, strict=False):
             note = f"; scores differ by {difference:.0e} at most" if precision == "fp32" else ""
+            peak = next((p for n, p in PEAKS.items() if gpu and n in torch.cuda.get_device_name()), None)
+            if peak is not None and precision == "bf16":
+                # Two operations a weight and token; what attention adds is little at this length.
+                work = 2 * layers * 12 * hidden * hidden * scorers[precision].tokens / (ROUNDS + 1)
+                note += f"; {work / seconds / peak:.0%} of its bf16 peak"
             yield {
                 "what": f"scoring, {name}, {precision}", "ours": f"{count / seconds:,.0f} pairs/s",
                 "peer": f"predict, fp32, batches of {size}", "theirs": f"{count / best:,.0f} pairs/s",
