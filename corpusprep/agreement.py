@@ -97,7 +97,7 @@ def describe(found: Sequence[ScorerAgreement]) -> str:
     """A table of several files, with the mean of all."""
 
     def shown(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
+        return "" if value is None or np.isnan(value) else f"{value:.3f}"
 
     rows = [
         (
@@ -113,7 +113,7 @@ def describe(found: Sequence[ScorerAgreement]) -> str:
     if len(found) > 1:
         means: list[str] = []
         for name in ("spearman", "pearson", "margin", "auc"):
-            values = [getattr(f, name) for f in found if getattr(f, name) is not None]
+            values = [value for f in found if (value := getattr(f, name)) is not None and not np.isnan(value)]
             means.append("" if not values or name == "margin" else shown(float(np.mean(values))))
         rows.append(("mean", sum(f.rows for f in found), means[0], means[1], means[2], means[3]))
     text = columns(rows, ("pair", "rows", "spearman", "pearson", "95 %", "auc true/shuffled"))
@@ -178,7 +178,7 @@ def _read(
     texts: list[tuple[str, str]] = []
     scores: list[float] = []
     for row in fields[header:]:
-        if len(row) <= max(src, tgt, score or 0):
+        if len(row) <= max(src, tgt, score or 0) or not row[src].strip() or not row[tgt].strip():
             continue
         if score is not None:
             try:

@@ -108,6 +108,12 @@ def score_what_is_needed(
             and (passed[pair].tokens < targets[pair] or (not passed[pair].tokens and limits[pair] < _LOOK))
         }
         if number and not short:
+            run.result.notes += [
+                f"{pair}: none of the rows that were scored first passes (some {limits[pair]:,} tokens), so the rest of this "
+                "pair was not scored."
+                for pair, whole in estimated.items()
+                if not passed[pair].tokens and 0 < limits[pair] < whole.tokens
+            ]
             return scores, wanted, cutoffs, tokens, counts
         for pair, missing in short.items():
             more = missing / shares[pair] * (_MARGIN if number else 0.5) if shares[pair] else 3 * limits[pair]

@@ -176,7 +176,16 @@ def thresholds_command(folder: Path, pairs: tuple[str, ...], budget: int | None,
 
     recipe = read_recipe(folder)
     found = list(read_scores(folder, pairs, examples))
-    click.echo(describe(found, budget or recipe.balance.budget, recipe.balance))
+    partial = recipe.quality.until == "budget"
+    wanted = None if pairs or partial else budget or recipe.balance.budget
+    click.echo(describe(found, wanted, recipe.balance))
+    if partial:
+        click.echo(
+            "\nThese are the rows that were scored until the budget was filled, not all that there are. To see all, and what "
+            "thresholds would fill a budget, run with --until quality --set quality.until=all."
+        )
+    elif pairs and budget:
+        click.echo("\nA budget is shared by all pairs: leave out --pair to see thresholds for it.")
 
 
 @cli.command("agree")

@@ -16,7 +16,7 @@ from corpusprep.context import Context, by_pair, dump
 from corpusprep.passes import Part
 from corpusprep.scores import ScoreStore
 from corpusprep.stages import quality
-from corpusprep.store import code_version, digest, file_digest, ready, user_code, versions
+from corpusprep.store import code_version, digest, file_digest, large_file_digest, ready, user_code, versions
 from corpusprep.thresholds import INDEX, write_index
 
 # Settings of quality that follow the score, or that do not change it.
@@ -111,18 +111,19 @@ def score(
     scores: dict[str, str] = {}
     tasks = []
     checksums = {pair: file_digest(path) for pair, path in states.items()}
+    if settings.scorer == "comet":  # decided here, for all workers
+        settings = quality.decided(settings)
     model = _model(settings)
     common = digest(
         code_version("quality"),
         versions(),
         dump(settings, *_CUTTING),
         model,
+        quality.packages(settings),
         user_code(settings.scorer) if ":" in settings.scorer else None,
     )
     # Not by version of this program: a score that took a GPU to compute outlives a changed line elsewhere.
-    kept = _kept_folder(run, digest(quality.SCORE_VERSION, model)) if settings.scorer == "comet" else None
-    if kept is not None:
-        ScoreStore(kept).settle()  # what an interrupted run left, or the last round
+    kept = _kept_folder(run, model) if settings.scorer == "comet" else None
     for part in parts:
         decision = decisions[part.identity]
         wanted = some.wanted[part.identity] if some is not None else None
@@ -137,10 +138,14 @@ def score(
             continue
         task = passes.ScoreTask(
             part, decision, states.get(part.pair), scores[part.identity], settings, str(kept) if kept is not None else None,
-            f"{part.name}.{key}", wanted, before,
+            f"{part.name}.{key}", wanted, before, model,
         )  # fmt: skip
         rows = int(passes.marked(wanted).sum()) if wanted is not None else part.rows
         tasks.append((task, rows - (int(passes.marked(before[1]).sum()) if before is not None else 0)))
+    if kept is not None:
+        # What a run left that went another way. What this one left, interrupted, stays aside till its end: a run that goes
+        # on must find what it would have found.
+        ScoreStore(kept).settle(but=frozenset(Path(file).name for file in scores.values()))
     tasks.sort(key=lambda item: item[0].part.pair)  # a worker keeps the state of the pair that it is at
     resources = {"gpu": 1.0} if settings.scorer == "comet" else None
     title = "score" if some is None else f"score, round {some.number}"
@@ -175,11 +180,12 @@ def find_prior(run: Context, parts: Sequence[Part], decisions: dict[str, str]) -
     return found
 
 
-def _model(settings: quality.QualitySettings) -> list[Any]:
-    """What decides the scores of a model: its files, precision, kind of device and versions."""
+def _model(settings: quality.QualitySettings) -> str:
+    """A digest of what decides a model's scores but for their last digits: its files, precision and kind of device."""
     if settings.scorer != "comet":
-        return []
-    return [[file_digest(file) for file in quality.model_files(settings)], quality.surroundings(settings)]
+        return ""
+    files = [large_file_digest(file) for file in quality.model_files(settings)]
+    return digest(quality.SCORE_VERSION, files, settings.backend, settings.precision, quality.device())
 
 
 def _kept_folder(run: Context, model: str) -> Path:

@@ -402,10 +402,12 @@ class ScoreTask:
     """File that says which rows are to be scored; all where None."""
     before: tuple[str, str] | None = None
     """Scores that there are already, and the file that says of which rows."""
+    model: str = ""
+    """A digest of the scorer's model: a model that was replaced under its name is opened anew."""
 
 
 @functools.lru_cache(maxsize=2)
-def _scorer(settings: str, pair: str, state: str | None, state_digest: str) -> quality.Scorer:
+def _scorer(settings: str, pair: str, state: str | None, state_digest: str, _model: str) -> quality.Scorer:
     """The scorer of settings in JSON, kept from one part to the next."""
     states = {pair: Path(state).read_bytes()} if state is not None else {}
     return quality.open_scorer(quality.QualitySettings.model_validate_json(settings), states)
@@ -429,7 +431,7 @@ def run_score(task: ScoreTask) -> str:
         rows = pq.read_table(task.part.path).filter(pa.array(mask))
 
         def score(some: pa.Table) -> npt.NDArray[np.float32]:
-            return _scorer(task.settings.model_dump_json(), pair, task.state, checksum).score(some)
+            return _scorer(task.settings.model_dump_json(), pair, task.state, checksum, task.model).score(some)
 
         found, new = (score(rows), rows.num_rows) if task.kept is None else _score_once(rows, score, task)
         scores[mask] = found
@@ -530,8 +532,6 @@ def run_tokens(task: TokenTask) -> str:
         score = _floats(pq.read_table(task.scores)["quality"])
         with np.errstate(invalid="ignore"):
             verdict[(verdict == 0) & (score < np.float32(task.cutoff))] = 3
-    if task.wanted is not None:
-        verdict[(verdict == 0) & ~marked(task.wanted)] = VERDICTS.index("quality.not_needed")
     alive = np.flatnonzero(verdict == 0)
     tokens = np.zeros(table.num_rows, np.int32)
     rows = table.take(alive)
@@ -540,6 +540,10 @@ def run_tokens(task: TokenTask) -> str:
         verdict[alive] = np.where(refused, refused + 3, 0)
         alive = alive[refused == 0]
         rows = rows.filter(pa.array(refused == 0))
+    if task.wanted is not None:
+        scored = marked(task.wanted)[alive]
+        verdict[alive[~scored]] = VERDICTS.index("quality.not_needed")
+        rows, alive = rows.filter(pa.array(scored)), alive[scored]
     if task.candidates is not None:
         chosen = marked(task.candidates)[alive]
         rows, alive = rows.filter(pa.array(chosen)), alive[chosen]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+import secrets
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from corpusprep.store import ready, writing
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 
+_OF = "@"  # between a window's name and what tells apart those who scored it
 _MERGED = 256  # windows at once, each an open file
 _BITS = 6  # of a key that name its partition: a billion scores are 64 files of 300 MB
 _FIELDS: list[tuple[str, pa.DataType]] = [("high", pa.uint64()), ("low", pa.uint64()), ("score", pa.float32())]
@@ -85,17 +87,25 @@ class ScoreStore:
         Args:
             keys: (n, 2); no two are equal.
             scores: (n,).
-            name: of the window that they are of: adding it again replaces what it added.
+            name: of the window that they are of.
         """
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        _write(self.folder / "incoming" / f"{name}.arrow", _Kept(keys[order, 0], keys[order, 1], scores[order]))
+        # What is not a number says nothing of the row the next time.
+        finite = np.flatnonzero(np.isfinite(scores))
+        order = finite[np.lexsort((keys[finite, 1], keys[finite, 0]))]
+        path = self.folder / "incoming" / f"{name}{_OF}{secrets.token_hex(8)}.arrow"
+        _write(path, _Kept(keys[order, 0], keys[order, 1], scores[order]))
 
-    def settle(self) -> None:
-        """Merges what was added into the partitions; left to another process where one is at it."""
+    def settle(self, but: Collection[str] = ()) -> None:
+        """Merges what was added into the partitions; left to another process where one is at it.
+
+        Args:
+            but: names of windows whose scores stay aside.
+        """
         if not (self.folder / "incoming").is_dir():
             return
         with _locked(self.folder) as mine:
-            incoming = sorted((self.folder / "incoming").glob("*.arrow")) if mine else []
+            found = sorted((self.folder / "incoming").glob("*.arrow")) if mine else []
+            incoming = [path for path in found if path.name.partition(_OF)[0] not in but]
             for start in range(0, len(incoming), _MERGED):
                 self._merge(incoming[start : start + _MERGED])
 
@@ -166,7 +176,9 @@ def _read(path: Path) -> _Kept:
         table: Any = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if table.schema != _SCHEMA:
             raise pa.ArrowInvalid("its columns are not those of kept scores")
-        return _Kept(*(column.combine_chunks().to_numpy() for column in table.columns))
+        if table.num_rows == 0:
+            return _NOTHING
+        return _Kept(*(column.chunk(0).to_numpy() for column in table.columns))  # one batch: mapped, not copied
     except pa.ArrowException as error:
         raise RunError(
             f"{path}: cannot be read as kept scores ({error}). Remove the file: they are computed again."

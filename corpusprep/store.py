@@ -38,6 +38,17 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def large_file_digest(path: str | os.PathLike[str]) -> str:
+    """`file_digest`, computed once as long as the file is not written to."""
+    status = os.stat(path)
+    return _known_digest(os.fspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: str, _size: int, _changed: int, _inode: int) -> str:
+    return file_digest(path)
+
+
 @functools.cache
 def code_version(*stages: str) -> str:
     """A digest of the source text that the named stages run: their own modules and what all stages share.

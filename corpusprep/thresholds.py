@@ -108,7 +108,7 @@ def describe(found: Sequence[PairScores], budget: int | None, settings: balance.
             rows, tokens = f.left(threshold)
             mark = "the run's" if threshold == f.cutoff else ""
             lines.append((f"{threshold:.3g}", rows, f"{rows / len(f.scores):.1%}", tokens, mark))
-        text.append(f"{f.pair}\n" + columns(lines, ("threshold", "rows left", "share", "tokens left", "")))
+        text.append(f"{f.pair}\n" + columns(lines, ("threshold", "rows left", "share", "tokens (estimate)", "")))
         for name, rows_beside in (("above", f.above), ("below", f.below)):
             if rows_beside:
                 where = "its cut-off" if f.cutoff is not None else "its lower quartile"
@@ -131,7 +131,7 @@ def _suggestion(found: Sequence[PairScores], budget: int, settings: balance.Bala
         recipe.append(f"[quality.pair.{f.pair}]\nthreshold = {threshold:.3f}")
     return (
         f"the highest thresholds that leave each pair its share of {budget:,} tokens\n"
-        + columns(lines, ("pair", "share", "threshold", "rows left", "tokens left"))
+        + columns(lines, ("pair", "share", "threshold", "rows left", "tokens (estimate)"))
         + "\n\nas a recipe has them\n"
         + "\n".join(recipe)
     )

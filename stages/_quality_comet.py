@@ -59,6 +59,8 @@ class CometScorer:
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
             self._model = CometModel(files, dtype, torch.device(self.device))
         self._tokenizer = CometTokenizer(files.tokenizer, self._model.limit)
+        shape = self._model.encoder.shape
+        self._tokenizer.check(files.tokenizer, shape.vocabulary, shape.pad)
         self._batch_tokens = batch_tokens or (32_768 if self.device == "cuda" else 4096)
 
     def score(self, table: pa.Table) -> F32:
@@ -200,12 +202,25 @@ def import_torch() -> Any:
     return torch
 
 
+def check(files: CometFiles) -> None:
+    """Looks at all of a model's files but its weights.
+
+    Raises:
+        RunError: the model is not one that can be read here.
+    """
+    from corpusprep.stages._quality_comet_model import shape_of
+    from corpusprep.stages._quality_comet_tokens import CometTokenizer
+
+    shape = shape_of(files)
+    CometTokenizer(files.tokenizer, shape.positions - 2).check(files.tokenizer, shape.vocabulary, shape.pad)
+
+
 def precision_of(asked: str) -> str:
     """`fp32` or `bf16`: what is computed in where a setting says `asked`."""
     if asked != "auto":
         return asked
     torch = import_torch()
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def _strings(table: pa.Table, side: str) -> pa.Array[Any]:

@@ -113,7 +113,7 @@ class _Weights:
         value = self._found.pop(name, None)
         if value is None:
             self._missing.append(name)
-            return torch.zeros(shape)
+            return torch.zeros(shape, dtype=dtype or self._dtype, device=self._device)
         if tuple(value.shape) != shape:
             raise RunError(
                 f"{self._checkpoint}: {name} has shape {tuple(value.shape)}, where its hyperparameters and its encoder's "
@@ -243,11 +243,9 @@ class CometModel:
     """
 
     def __init__(self, files: CometFiles, dtype: torch.dtype, device: torch.device) -> None:
-        state, found = _contents(files.checkpoint)
         hparams = read_hparams(files.checkpoint)
-        kind = hparams["class_identifier"]
-        if kind not in _DEFAULTS:
-            raise RunError(f"{files.checkpoint}: models of class {kind} are not known here. {_UNBABEL}")
+        kind = _known(files.checkpoint, hparams)
+        state, found = _contents(files.checkpoint)
         settings = {**_DEFAULTS[kind], **found}
         if kind == "unified_metric":
             settings |= {"layer": settings.get("sent_layer", settings["layer"]), "pool": "cls"}
@@ -391,6 +389,24 @@ def _head(settings: dict[str, Any], weights: _Weights, into: int, checkpoint: Pa
     if settings["final_activation"] is not None:
         steps.append(activation(settings["final_activation"]))
     return steps
+
+
+def _known(checkpoint: Path, hparams: dict[str, Any]) -> str:
+    kind = str(hparams["class_identifier"])
+    if kind not in _DEFAULTS:
+        raise RunError(f"{checkpoint}: models of class {kind} are not known here. {_UNBABEL}")
+    return kind
+
+
+def shape_of(files: CometFiles) -> Shape:
+    """The shape of a model's encoder, from its small files.
+
+    Raises:
+        RunError: the model or its encoder is of a kind that is not known here.
+    """
+    hparams = read_hparams(files.checkpoint)
+    kind = _known(files.checkpoint, hparams)
+    return _shape(files.config, hparams.get("encoder_model", _DEFAULTS[kind]["encoder_model"]))
 
 
 def _shape(config: Path, encoder: str) -> Shape:

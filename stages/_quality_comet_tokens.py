@@ -59,6 +59,19 @@ class CometTokenizer:
             model._resize_cache(_CACHED_WORDS)
             self._tokenizer.model = model
 
+    def check(self, file: Path, vocabulary: int, pad: int) -> None:
+        """Holds the tokenizer against its encoder.
+
+        Raises:
+            RunError: they do not belong together.
+        """
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        if size > vocabulary or self._pad != pad:
+            raise RunError(
+                f"{file} does not belong to the model's encoder: it has {size:,} tokens and <pad> is {self._pad}, where the "
+                f"encoder has {vocabulary:,} and {pad}."
+            )
+
     def texts(self, texts: Sequence[str]) -> Tokens:
         """Each text between begin and end."""
         ids, offsets = self._encode(texts)

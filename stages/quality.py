@@ -24,7 +24,7 @@ from pydantic import Field, field_validator, model_validator
 
 from corpusprep.arrow import hash_strings
 from corpusprep.codes import matches, parse_pair
-from corpusprep.errors import SettingsError
+from corpusprep.errors import RunError, SettingsError
 from corpusprep.stage import Outcome, Settings, StageSettings, split
 
 F32 = npt.NDArray[np.float32]
@@ -267,11 +267,21 @@ def require(settings: QualitySettings) -> None:
             from corpusprep.stages._quality_unbabel import import_comet
 
             import_comet()
+            model_files(settings)
         else:
-            from corpusprep.stages._quality_comet import import_torch
+            from corpusprep.stages._quality_comet import check, import_torch
+            from corpusprep.stages._quality_comet_files import find_model
 
+            assert settings.model is not None
             import_torch()
-        model_files(settings)
+            check(find_model(settings.model, settings.encoder))
+        if settings.cache is not None:
+            try:
+                Path(settings.cache).expanduser().mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(
+                    f"quality.cache = {settings.cache!r}: the folder cannot be made ({error.strerror}). Name another, or none."
+                ) from None
     elif settings.scorer not in _BUILT_IN:
         _FunctionScorer(settings.scorer)
 
@@ -304,18 +314,26 @@ def score_keys(table: pa.Table, settings: QualitySettings) -> npt.NDArray[np.uin
     return np.stack(halves, 1)
 
 
-def surroundings(settings: QualitySettings) -> dict[str, str]:
-    """What decides the last digits of a model's scores beside its files: versions, precision and kind of device."""
+def decided(settings: QualitySettings) -> QualitySettings:
+    """The settings with a precision that leaves nothing open."""
+    from corpusprep.stages._quality_comet import precision_of
+
+    return settings.model_copy(update={"precision": precision_of(settings.precision)})
+
+
+def device() -> str:
+    """The kind of device that a COMET model computes on."""
+    from corpusprep.stages._quality_comet import import_torch
+
+    return "cuda" if import_torch().cuda.is_available() else "cpu"
+
+
+def packages(settings: QualitySettings) -> dict[str, str]:
+    """Versions that may change the last digits of a COMET model's scores."""
     if settings.scorer != "comet":
         return {}
-    from corpusprep.stages._quality_comet import import_torch, precision_of
-
-    torch = import_torch()
-    found = {"torch": str(torch.__version__), "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    if settings.backend == "unbabel":
-        names = ("unbabel-comet", "transformers")
-        return found | {name: importlib.metadata.version(name) for name in names}
-    return found | {"precision": precision_of(settings.precision)}
+    names = ("torch", "tokenizers") if settings.backend == "native" else ("torch", "unbabel-comet", "transformers")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def with_scores(table: pa.Table, scores: F32) -> pa.Table:

@@ -117,6 +117,16 @@ def test_scores_are_shared_by_recipes_where_a_folder_is_named(
     torch.save(checkpoint, model / "checkpoints" / "model.ckpt")
     run(recipe(data, *settings(str(model), cache)), tmp_path / "e")
     assert scored(tmp_path / "e")["reused"] == 0
+    before = sum(rows)
+    checkpoint["state_dict"]["estimator.ff.0.bias"] += 1
+    replaced = model / "checkpoints" / "new.ckpt"
+    torch.save(checkpoint, replaced)
+    replaced.rename(model / "checkpoints" / "model.ckpt")  # in the life of a process that has the other one open
+    run(recipe(data, *settings(str(model), cache)), tmp_path / "f")
+    assert sum(rows) == before + count
+    found = [sorted((tmp_path / out / "parts" / "quality").iterdir()) for out in ("e", "f")]
+    apart = [pl.concat([pl.read_parquet(path) for path in paths])["quality"].drop_nulls() for paths in found]
+    assert (apart[0] - apart[1]).abs().min() > 1e-4
 
 
 def test_equal_rows_are_scored_once(
@@ -145,7 +155,7 @@ def test_no_score_is_computed_twice_after_an_interruption(
     run(recipe(data, *settings(models["kiwi"])), tmp_path / "whole")
     whole = CometScorer.score
     done: list[int] = []
-    stops = [2, 4]
+    stops = [2, 4, 5]
 
     def score(self: Any, table: Any) -> Any:
         if len(done) in stops:
@@ -155,7 +165,7 @@ def test_no_score_is_computed_twice_after_an_interruption(
         return whole(self, table)
 
     monkeypatch.setattr(CometScorer, "score", score)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(recipe(data, *settings(models["kiwi"])), tmp_path / "out", workers=1)
     run(recipe(data, *settings(models["kiwi"])), tmp_path / "out", workers=1)

@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from corpusprep import scores as module
@@ -83,6 +84,36 @@ def test_a_merge_that_was_cut_off_is_made_up_for(tmp_path: Path, monkeypatch: py
     found, there = later.lookup(keys)
     assert there.all()
     np.testing.assert_array_equal(found, scores)
+
+
+def test_windows_of_a_run_that_goes_on_stay_aside(tmp_path: Path) -> None:
+    keys, scores = drawn(100, 6)
+    store = ScoreStore(tmp_path)
+    store.add(keys[:50], scores[:50], "mine.1")
+    store.add(keys[50:], scores[50:], "other.1")
+    store.settle(but={"mine.1"})
+    assert store.lookup(keys)[1].tolist() == [False] * 50 + [True] * 50
+    store.settle()
+    assert store.lookup(keys)[1].all()
+
+
+def test_what_is_not_a_number_is_not_kept(tmp_path: Path) -> None:
+    keys, scores = drawn(10, 7)
+    scores[[2, 5]] = np.nan, np.inf
+    store = ScoreStore(tmp_path)
+    store.add(keys, scores, "a")
+    store.settle()
+    assert np.flatnonzero(~store.lookup(keys)[1]).tolist() == [2, 5]
+
+
+def test_partitions_are_mapped_not_read(tmp_path: Path) -> None:
+    keys, scores = drawn(400_000, 8)
+    ScoreStore(tmp_path).add(keys, scores, "a")
+    ScoreStore(tmp_path).settle()
+    store = ScoreStore(tmp_path)
+    before = pa.total_allocated_bytes()
+    assert store.lookup(keys[::100])[1].all()
+    assert pa.total_allocated_bytes() - before < 1 << 20  # 8 MB are kept
 
 
 def test_a_merge_is_left_to_who_is_at_it(tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def test_a_pair_of_which_nothing_passes_ends_too(bitext: Corpus, tmp_path: Path)
     result = run(in_budget(data, "quality.threshold=2"), tmp_path / "out")
     assert result.manifest is not None
     assert result.manifest["mix"]["examples"] == 0
+    assert scored(tmp_path / "out")["computed"] > 500
+
+
+def test_a_pair_that_is_given_up_is_named(bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from corpusprep import budget
+
+    monkeypatch.setattr(budget, "_LOOK", 2000)
+    data = bitext(rows=300, shards=1)
+    result = run(in_budget(data, "quality.threshold=2"), tmp_path / "out")
+    assert any(note.startswith("en-de: none of the rows that were scored first passes") for note in result.notes)
+    assert 0 < scored(tmp_path / "out")["computed"] < 500
 
 
 def test_leftovers_of_a_poor_pair_go_to_the_others(bitext: Corpus, tmp_path: Path) -> None:
@@ -123,12 +134,37 @@ def test_a_prior_puts_the_best_first(bitext: Corpus, tmp_path: Path, prior: str)
     run(in_budget(data, *overrides), tmp_path / "out")
     lost = rejects(tmp_path / "out").filter(pl.col("reason") == "quality.not_needed")
     assert lost.height
+    if prior == "lexical":
+        scored, waiting = [], []
+        for path in (tmp_path / "out" / "parts" / "prior").iterdir():
+            scores = pl.read_parquet(path)["quality"].to_numpy()
+            # The mark of the last round: no row is taken from it again.
+            name = path.name.rsplit(".", 1)[0]
+            files = [p for p in (tmp_path / "out" / "parts" / "wanted").iterdir() if p.name.startswith(name + ".")]
+            marks = np.logical_or.reduce([pl.read_parquet(file)["candidate"].to_numpy() for file in files])
+            scored.append(scores[marks & ~np.isnan(scores)])
+            waiting.append(scores[~marks & ~np.isnan(scores)])
+        assert np.concatenate(scored).min() >= np.concatenate(waiting).max() - 1e-6
     if prior == "score":
         kept = mix(tmp_path / "out").filter(pl.col("source") == "nllb").select("shard", "row").unique()
         scores = dict(lost.filter(pl.col("source") == "nllb").select("row", "score").iter_rows())
         worst_kept = min(1.1 + (row % 90) / 1000 for row in kept["row"])
         assert worst_kept >= max(scores.values()) - 0.002
         assert "nllb" in mix(tmp_path / "out")["source"].to_list()
+
+
+def test_rows_that_no_example_can_be_made_of_keep_their_reason(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=400, shards=0)
+    loaded = load_recipe(
+        None,
+        sources=[f"opus100={data / 'opus'}"],
+        overrides=[SCORER, "quality.threshold=0.6", "balance.budget=3000", 'quality.until="budget"',
+                   "clean.template_tokens=false"],
+    )  # fmt: skip
+    run(loaded, tmp_path / "out")
+    reasons = dict(rejects(tmp_path / "out").select("row", "reason").iter_rows())
+    assert reasons[6] == "instruct.template_tokens"
+    assert "quality.not_needed" in reasons.values()
 
 
 def test_settings_that_do_not_go_together_are_refused(bitext: Corpus) -> None:
@@ -165,9 +201,12 @@ def test_thresholds_show_what_is_left(bitext: Corpus, tmp_path: Path) -> None:
     assert found.left(threshold)[1] >= wanted > found.left(np.nextafter(np.float32(threshold), np.float32(2)))[1]
     assert [len(found.above), len(found.below)] == [3, 3]
     assert max(row[0] for row in found.below) < 0.3 <= min(row[0] for row in found.above)
-    shown = CliRunner().invoke(cli, ["thresholds", str(out), "--budget", str(wanted), "--pair", "en-de"])
+    shown = CliRunner().invoke(cli, ["thresholds", str(out), "--budget", str(wanted)])
     assert shown.exit_code == 0, shown.output
     assert "the run's" in shown.output
+    alone = CliRunner().invoke(cli, ["thresholds", str(out), "--budget", str(wanted), "--pair", "en-de"])
+    assert "leave out --pair" in alone.output
+    assert "[quality.pair" not in alone.output
     suggested = re.search(r"\[quality\.pair\.en-de\]\nthreshold = (\S+)", shown.output)
     assert suggested is not None
     assert float(suggested[1]) == pytest.approx(threshold, abs=0.0011)
@@ -302,3 +341,11 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["agree", str(path), str(path), "--set", "sample=5000", "--human", "2"])
     assert shown.exit_code == 0, shown.output
     assert re.search(r"^en-de +400 +0\.\d{3} +0\.\d{3} +±0\.\d{3} +0\.\d{3}$", shown.output, re.MULTILINE)
+
+
+def test_thresholds_of_a_run_in_rounds_say_what_they_are_of(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(rows=600, shards=2), tmp_path / "out"
+    run(in_budget(data), out)
+    shown = CliRunner().invoke(cli, ["thresholds", str(out)])
+    assert "These are the rows that were scored until the budget was filled" in shown.output
+    assert "[quality.pair" not in shown.output

@@ -1,6 +1,6 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,scale] [--data FOLDER]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,scale] [--data FOLDER]
                                      [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
@@ -15,6 +15,7 @@ part measured is kept in DIR; `RESULTS.md` beside this file is written anew from
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
     comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights; on a GPU if there is
                   one. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
+    rounds        rows that `quality.until = "budget"` scores, against scoring all
     scale         whole runs of 1, 4 and 16 million rows
 """
 
@@ -39,6 +40,7 @@ from _measure import Cost, alternate, command, environment, machine, median_rati
 from corpusprep.sources import SourceSettings, open_source
 from corpusprep.stages.dedup import DedupSettings, fingerprint, reference_fingerprint
 from corpusprep.stages.langid import LangidSettings, langid, model_files
+from corpusprep.thresholds import read_scores
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("corpusprep")
@@ -320,6 +322,30 @@ def bench_comet(out: Path, data: Path | None) -> list[Row]:
     return [row(**found) for found in json.loads(lines[-1])]
 
 
+def bench_rounds(out: Path, data: Path | None) -> list[Row]:
+    """Rows that are scored to fill a tenth of the tokens at hand, against scoring all; nothing here is a time."""
+    folder = out / "rounds"
+    shutil.rmtree(folder, ignore_errors=True)
+    generate(folder, 200_000, "en-de,en-ru,en-fr")
+    found = {}
+    budget = 800_000
+    for until in ("all", "budget"):
+        arguments = ["--source", f"nllb={folder}/nllb", "--set", f"balance.budget={budget}"]
+        arguments += ["--set", "quality.threshold=0.9", "--set", f'quality.until="{until}"']
+        command([PROGRAM, "run", *arguments, "--out", folder / until], out)
+        manifest = json.loads((folder / until / "manifest.json").read_text(encoding="utf-8"))
+        passing = [pair.scores[pair.scores >= pair.cutoff] for pair in read_scores(folder / until, examples=0)]
+        mean = float(np.mean(np.concatenate(passing)))
+        found[until] = manifest["quality"]["scores"]["computed"], manifest["mix"], manifest["counts"], mean
+    (every, full, _, best), (some, mix, _, mean) = found["all"], found["budget"]
+    kept = sum(pair["rows"] for pair in mix["pairs"].values())
+    note = (
+        f"{mix['tokens']:,} tokens of {budget:,} ({full['tokens']:,} when all are scored); mean score of what passes {mean:.3f} "
+        f"({best:.3f}); {some / kept:.2f} rows scored a row kept"
+    )
+    return [row("rows scored to fill a budget", f"{some:,}", "scoring all", f"{every:,}", every / some, note)]
+
+
 def bench_scale(out: Path, data: Path | None) -> list[Row]:
     """Whole runs, one after the other, each on data of its own size and with one budget."""
     rows, before = [], None
@@ -346,6 +372,7 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "text-dedup": bench_text_dedup,
     "pass1": bench_pass1,
     "comet": bench_comet,
+    "rounds": bench_rounds,
     "scale": bench_scale,
 }
 

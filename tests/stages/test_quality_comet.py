@@ -25,7 +25,7 @@ from comet_models import MODELS, Models, make_checkpoint, odd_rows, sentences, t
 from corpusprep.errors import RunError
 from corpusprep.stages._quality_comet import CometScorer, batches
 from corpusprep.stages._quality_comet_files import find_model
-from corpusprep.stages.quality import QualitySettings, open_scorer, quality
+from corpusprep.stages.quality import QualitySettings, open_scorer, quality, require
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[quality]'")
 
@@ -389,6 +389,35 @@ def test_an_encoder_that_is_not_known_is_told(models: Models, tmp_path: Path) ->
         tokenizer.write_text(content)
         with pytest.raises(RunError, match=problem):
             scorer(str(tmp_path / "model"))
+
+
+def test_what_does_not_belong_together_shows_before_weights_are_read(models: Models, tmp_path: Path) -> None:
+    shutil.copytree(models["kiwi"], tmp_path / "model")
+    shutil.copytree(models.encoder(), tmp_path / "model" / "encoder")
+    (tmp_path / "model" / "checkpoints" / "model.ckpt").write_bytes(b"not read")
+    config = tmp_path / "model" / "encoder" / "config.json"
+    whole = json.loads(config.read_text())
+    settings = QualitySettings(scorer="comet", model=str(tmp_path / "model"))
+    require(settings)
+    for change, problem in (
+        (
+            {"vocab_size": 10},
+            r"does not belong to the model's encoder: it has \d+ tokens and <pad> is 1, where .* 10 and 1",
+        ),
+        ({"pad_token_id": 3}, "where the encoder has .* and 3"),
+        ({"hidden_act": "swish"}, "is not known here"),
+    ):
+        config.write_text(json.dumps(whole | change))
+        with pytest.raises(RunError, match=problem):
+            require(settings)
+    config.write_text(json.dumps(whole))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"quality\.cache = .*: the folder cannot be made"):
+        require(settings.model_copy(update={"cache": str(tmp_path / "file" / "kept")}))
+    hparams = tmp_path / "model" / "hparams.yaml"
+    hparams.write_text(hparams.read_text().replace("unified_metric", "xcomet_metric"))
+    with pytest.raises(RunError, match="models of class xcomet_metric are not known here"):
+        require(settings)
 
 
 def test_logging_and_warnings_are_left_as_they_were(models: Models) -> None:
