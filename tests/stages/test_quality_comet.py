@@ -25,6 +25,7 @@ from comet_models import MODELS, Models, make_checkpoint, odd_rows, sentences, t
 from corpusprep.errors import RunError
 from corpusprep.stages._quality_comet import CometScorer, batches
 from corpusprep.stages._quality_comet_files import find_model
+from corpusprep.stages._quality_comet_tokens import CometTokenizer
 from corpusprep.stages.quality import QualitySettings, open_scorer, quality, require
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[quality]'")
@@ -418,6 +419,24 @@ def test_what_does_not_belong_together_shows_before_weights_are_read(models: Mod
     hparams.write_text(hparams.read_text().replace("unified_metric", "xcomet_metric"))
     with pytest.raises(RunError, match="models of class xcomet_metric are not known here"):
         require(settings)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages that convert
+def test_a_sentencepiece_model_is_read_as_a_tokenizer(models: Models, tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip(
+        "sentencepiece", reason="sentencepiece is not installed: pip install '.[quality]'"
+    )
+    (tmp_path / "text").write_text("".join(f"{a}\n{b}\n" for a, b in sentences(500, 2)), encoding="utf-8")
+    shutil.copy(models.encoder() / "config.json", tmp_path)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "sentencepiece.bpe"), vocab_size=120, model_type="unigram",
+        pad_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    found = CometTokenizer(tmp_path / "sentencepiece.bpe.model", 64).texts(["We saw a house.", ""])
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sentencepiece.bpe.model"))
+    # XLM-RoBERTa's ids are those of the pieces, one further on.
+    expected = [0, *(piece + 1 for piece in pieces.encode("We saw a house.")), 2, 0, 2]
+    assert found.ids.tolist() == expected
 
 
 def test_logging_and_warnings_are_left_as_they_were(models: Models) -> None:
