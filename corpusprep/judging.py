@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from corpusprep import passes
+from corpusprep import passes, scoring
 from corpusprep.context import Context, by_pair, dump
 from corpusprep.passes import Part
 from corpusprep.scores import ScoreStore
@@ -73,10 +73,10 @@ def learn(
             run.reuse("state", 1)
             continue
         chosen = tuple(decisions[part.identity] for part in members)
-        task = passes.LearnTask(pair, tuple(members), chosen, states[pair], settings, run.recipe.seed)
+        task = scoring.LearnTask(pair, tuple(members), chosen, states[pair], settings, run.recipe.seed)
         tasks.append((task, sum(part.rows for part in members)))
     tasks.sort(key=lambda item: -item[1])  # the longest first, so that no worker is left with it at the end
-    for _ in run.map("learn to judge", passes.run_learn, tasks, made="state"):
+    for _ in run.map("learn to judge", scoring.run_learn, tasks, made="state"):
         pass
     return states
 
@@ -136,7 +136,7 @@ def score(
         if ready(scores[part.identity]):
             run.reuse(kind, 1)
             continue
-        task = passes.ScoreTask(
+        task = scoring.ScoreTask(
             part, decision, states.get(part.pair), scores[part.identity], settings, str(kept) if kept is not None else None,
             f"{part.name}.{key}", wanted, before, model,
         )  # fmt: skip
@@ -149,7 +149,7 @@ def score(
     tasks.sort(key=lambda item: item[0].part.pair)  # a worker keeps the state of the pair that it is at
     resources = {"gpu": 1.0} if settings.scorer == "comet" else None
     title = "score" if some is None else f"score, round {some.number}"
-    for _ in run.map(title, passes.run_score, tasks, made=kind, resources=resources):
+    for _ in run.map(title, scoring.run_score, tasks, made=kind, resources=resources):
         pass
     if kept is not None:
         ScoreStore(kept).settle()
@@ -174,8 +174,8 @@ def find_prior(run: Context, parts: Sequence[Part], decisions: dict[str, str]) -
         if ready(found[part.identity]):
             run.reuse("prior", 1)
         else:
-            tasks.append((passes.PriorTask(part, found[part.identity]), part.rows))
-    for _ in run.map("read scores", passes.run_prior, tasks, made="prior"):
+            tasks.append((scoring.PriorTask(part, found[part.identity]), part.rows))
+    for _ in run.map("read scores", scoring.run_prior, tasks, made="prior"):
         pass
     return found
 
@@ -210,7 +210,7 @@ def find_cutoffs(
     if not scores:
         return {}
     tasks = [
-        passes.CutoffTask(
+        scoring.CutoffTask(
             pair,
             tuple(members),
             tuple(decisions[p.identity] for p in members),
@@ -221,7 +221,7 @@ def find_cutoffs(
         for pair, members in by_pair(parts).items()
     ]
     cutoffs = {}
-    for pair, value, note in run.engine.map(passes.run_cutoff, tasks, ordered=True):
+    for pair, value, note in run.engine.map(scoring.run_cutoff, tasks, ordered=True):
         cutoffs[pair] = value
         if note and note not in run.result.notes:
             run.result.notes.append(note)

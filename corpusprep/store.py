@@ -55,7 +55,7 @@ def code_version(*stages: str) -> str:
 
     A changed line of code redoes the parts that it made, without anybody having to raise a number.
     """
-    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "store.py", "stages/_languages.py"]
+    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "scoring.py", "store.py", "stages/_languages.py"]
     files = [_PACKAGE / name for name in shared]
     for stage in stages:
         folder = {"sources": _PACKAGE / "sources", "output": _PACKAGE}.get(stage, _PACKAGE / "stages")
