@@ -38,9 +38,12 @@ test-quality: $(STAMP)  ## the tests of the comet scorer, which needs PyTorch: T
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality]'
 	$(BIN)/python -m pytest tests/stages/test_quality_comet.py tests/test_comet_runs.py
 
-test-comet:  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
+$(VENV)-comet/.installed: pyproject.toml
 	test -x $(VENV)-comet/bin/python || $(PYTHON) -m venv $(VENV)-comet
 	$(VENV)-comet/bin/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,comet]'
+	@touch $@
+
+test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
 	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_unbabel.py
 
 check: $(STAMP)  ## format, lint, types, tests

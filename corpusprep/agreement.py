@@ -18,7 +18,7 @@ from corpusprep.codes import explicit, parse_pair
 from corpusprep.errors import InputError, SettingsError
 from corpusprep.report import columns
 from corpusprep.sources.files import unpacked_name
-from corpusprep.stages.quality import QualitySettings, open_scorer, prepare
+from corpusprep.stages.quality import QualitySettings, Scorer, learns, open_scorer, prepare
 
 F32 = npt.NDArray[np.float32]
 
@@ -58,6 +58,7 @@ def agree(
     human: str | int | None = None,
     shuffled: float = 0.1,
     seed: int = 1,
+    scorer: Scorer | None = None,
 ) -> ScorerAgreement:
     """Scores the rows of a file and compares.
 
@@ -70,6 +71,7 @@ def agree(
         human: column of the human scores, by name, or by number from 0.
         shuffled: share of rows to which the translation of another is put, in a second scoring, for the AUC; 0 for none.
         seed: decides which.
+        scorer: the settings' scorer, where it is open already; by default it is opened here.
 
     Raises:
         InputError: the file cannot be read as that.
@@ -81,7 +83,9 @@ def agree(
     if table.num_rows < 3:
         raise InputError(str(path), f"has {table.num_rows} rows that can be compared", "Give it more")
     spearman = pearson = margin = None
-    found = _score(table, settings, sides, seed)
+    if scorer is None and not learns(settings):
+        scorer = open_scorer(settings, {})
+    found = scorer.score(table) if scorer is not None else _learn_and_score(table, settings, sides, seed)
     judged = ~np.isnan(found)
     if scores is not None and judged.sum() > 3:
         frame = pl.DataFrame({"ours": found[judged], "human": scores[judged]})
@@ -89,7 +93,15 @@ def agree(
             float(frame.select(pl.corr("ours", "human", method=method)).item()) for method in ("spearman", "pearson")
         )
         margin = float(np.tanh(1.96 / np.sqrt(judged.sum() - 3)))
-    auc = _auc(table, settings, sides, shuffled, seed) if shuffled and table.num_rows >= 20 else None
+    auc = None
+    if shuffled and table.num_rows >= 20:
+        mixed, wrong = _mismatched(table, shuffled, seed)
+        if scorer is None:  # what learns, learns from both
+            scores_of_all = _learn_and_score(mixed, settings, sides, seed)
+        else:
+            scores_of_all = found.copy()
+            scores_of_all[wrong] = scorer.score(mixed.take(pa.array(wrong)))
+        auc = _auc(scores_of_all, wrong)
     return ScorerAgreement("-".join(sides), table.num_rows, spearman, pearson, margin, auc, int((~judged).sum()))
 
 
@@ -121,27 +133,32 @@ def describe(found: Sequence[ScorerAgreement]) -> str:
     return text + "".join(f"\n{pair}: {count:,} rows were not judged." for pair, count in unjudged.items())
 
 
-def _score(table: pa.Table, settings: QualitySettings, sides: tuple[str, str], seed: int) -> F32:
+def _learn_and_score(table: pa.Table, settings: QualitySettings, sides: tuple[str, str], seed: int) -> F32:
     # A state is found by its pair's name.
     states = {"-".join(sides): prepare(table, settings, seed)}
     return open_scorer(settings, states).score(table)
 
 
-def _auc(table: pa.Table, settings: QualitySettings, sides: tuple[str, str], share: float, seed: int) -> float:
-    """The area under the curve of true against shuffled rows, in one table: what learns, learns from both."""
+def _mismatched(table: pa.Table, share: float, seed: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """The table with a share of its translations moved to other rows, and which rows these are."""
     draw = np.random.default_rng(seed)
     wrong = draw.permutation(table.num_rows)[: max(2, int(table.num_rows * share))]
     order = np.arange(table.num_rows)
     order[wrong] = np.roll(wrong, 1)  # each gets another's: what is drawn is in no order
-    mixed = table.set_column(1, "tgt", table["tgt"].take(order))
-    scores = _score(mixed, settings, sides, seed)
-    is_wrong = np.zeros(table.num_rows, np.bool_)
+    return table.set_column(1, "tgt", table["tgt"].take(pa.array(order))), wrong
+
+
+def _auc(scores: F32, wrong: npt.NDArray[np.int64]) -> float:
+    """The area under the curve of true against mismatched rows; NaN where either were not judged."""
+    is_wrong = np.zeros(scores.size, np.bool_)
     is_wrong[wrong] = True
     judged = ~np.isnan(scores)
     ranks = pl.Series(scores[judged]).rank("average").to_numpy()
     bad = is_wrong[judged]
     good = int((~bad).sum())
-    return float((ranks[~bad].sum() - good * (good + 1) / 2) / max(1, good * int(bad.sum())))
+    if not good or good == bad.size:
+        return float("nan")
+    return float((ranks[~bad].sum() - good * (good + 1) / 2) / (good * int(bad.sum())))
 
 
 def _languages(path: Path, src: str | None, tgt: str | None) -> tuple[str, str]:

@@ -224,18 +224,32 @@ def agree_command(
     source, unless --set direction=… says otherwise.
     """
     from corpusprep.agreement import agree, describe
+    from corpusprep.errors import CorpusprepError
     from corpusprep.recipe import apply_overrides, validate
-    from corpusprep.stages.quality import QualitySettings
+    from corpusprep.stages.quality import QualitySettings, learns, open_scorer
 
     data: dict[str, Any] = {"scorer": scorer, "direction": "forward"}
     apply_overrides(data, overrides)
     settings = validate(QualitySettings, data, where="quality")
     column = int(human) if human is not None and human.isdigit() else human
-    found = [
-        agree(file, settings, src_lang=src_lang, tgt_lang=tgt_lang, human=column, shuffled=shuffled, seed=seed)
-        for file in files
-    ]
-    click.echo(describe(found))
+    opened = None if learns(settings) else open_scorer(settings, {})
+    found, failed = [], []
+    for file in files:
+        try:
+            one = agree(
+                file, settings, src_lang=src_lang, tgt_lang=tgt_lang, human=column, shuffled=shuffled, seed=seed,
+                scorer=opened,
+            )  # fmt: skip
+        except CorpusprepError as error:
+            failed.append(error)
+        else:
+            found.append(one)
+    if found:
+        click.echo(describe(found))
+    for unread in failed[:-1]:
+        click.echo(f"error: {unread}", err=True)
+    if failed:
+        raise failed[-1]
 
 
 @cli.command("settings")

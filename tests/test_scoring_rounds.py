@@ -21,7 +21,7 @@ from test_pipeline import digests, mix, recipe, rejects
 from corpusprep import InputError, RunError, SettingsError, load_recipe, run
 from corpusprep.agreement import agree, describe
 from corpusprep.arrow import hash_strings
-from corpusprep.cli import cli
+from corpusprep.cli import cli, main
 from corpusprep.stages.quality import QualitySettings
 from corpusprep.thresholds import read_scores
 
@@ -341,6 +341,19 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["agree", str(path), str(path), "--set", "sample=5000", "--human", "2"])
     assert shown.exit_code == 0, shown.output
     assert re.search(r"^en-de +400 +0\.\d{3} +0\.\d{3} +±0\.\d{3} +0\.\d{3}$", shown.output, re.MULTILINE)
+
+
+def test_a_file_that_cannot_be_read_hides_nothing_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_human_scores(tmp_path / "en-de.tsv")
+    missing = [str(tmp_path / name) for name in ("en-fr.tsv", "en-cs.tsv")]
+    with pytest.raises(SystemExit) as ended:
+        main(["agree", missing[0], str(path), missing[1], "--scorer", "test_scoring_rounds:by_hash"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert re.search(r"^en-de +400 ", printed.out, re.MULTILINE)
+    assert all(f"error: {file}: cannot be read" in printed.err for file in missing)
 
 
 def test_thresholds_of_a_run_in_rounds_say_what_they_are_of(bitext: Corpus, tmp_path: Path) -> None:
