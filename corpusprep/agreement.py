@@ -100,7 +100,7 @@ def agree(
             scores_of_all = _learn_and_score(mixed, settings, sides, seed)
         else:
             scores_of_all = found.copy()
-            scores_of_all[wrong] = scorer.score(mixed.take(pa.array(wrong)))
+            scores_of_all[wrong] = scorer.score(mixed.take(pa.array(wrong, pa.int64())))
         auc = _auc(scores_of_all, wrong)
     return ScorerAgreement("-".join(sides), table.num_rows, spearman, pearson, margin, auc, int((~judged).sum()))
 
@@ -145,7 +145,7 @@ def _mismatched(table: pa.Table, share: float, seed: int) -> tuple[pa.Table, npt
     wrong = draw.permutation(table.num_rows)[: max(2, int(table.num_rows * share))]
     order = np.arange(table.num_rows)
     order[wrong] = np.roll(wrong, 1)  # each gets another's: what is drawn is in no order
-    return table.set_column(1, "tgt", table["tgt"].take(pa.array(order))), wrong
+    return table.set_column(1, "tgt", table["tgt"].take(pa.array(order, pa.int64()))), wrong
 
 
 def _auc(scores: F32, wrong: npt.NDArray[np.int64]) -> float:
