@@ -252,6 +252,61 @@ def agree_command(
         raise failed[-1]
 
 
+@cli.command("train")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--mix", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder mix of a run: out/run/mix."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for stage-1, stage-2 and their logs."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set train.model=Qwen/Qwen3-8B."
+)
+@click.option("--stage", type=click.IntRange(1), help="Only this stage; it starts from the one before.")
+@click.option("--resume", is_flag=True, help="Go on with what --out holds.")
+@click.option("--dry-run", is_flag=True, help="Print what is trained, steps and memory, and stop.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train_command(
+    recipe: Path | None,
+    mix: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    stage: int | None,
+    resume: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Train a model on a mix, by the [train] table of RECIPE.
+
+    Bottom layers first, then top layers, everything else frozen; each stage leaves a folder that transformers opens, with a
+    card, the loss curve and the checks of what changed. Needs pip install 'corpusprep[train]'.
+    """
+    from corpusprep.recipe import load_train
+    from corpusprep.report import Bars, Progress
+    from corpusprep.training import dry_run as preview
+    from corpusprep.training import train
+
+    settings, seed = load_train(recipe, overrides)
+    if dry_run:
+        click.echo(preview(settings, mix))
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    result = train(settings, mix, out, seed=seed, stage=stage, resume=resume, progress=Progress() if quiet else Bars())
+    for folder, report in zip(result.folders, result.reports, strict=True):
+        click.echo(_trained_line(folder, report))
+
+
+def _trained_line(folder: Path, report: dict[str, Any]) -> str:
+    checks, losses = report["checks"], report["losses"]
+    loss = f", validation loss {losses['before']:.4f} to {losses['after']:.4f}" if len(losses) == 2 else ""
+    return (
+        f"{folder}: {report['steps']:,} steps in {report['seconds']:,.0f} s{loss}; {checks['trained_tensors']} tensors trained, "
+        f"{checks['frozen_tensors']} frozen and bit-identical."
+    )
+
+
 @cli.command("settings")
 @click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "rejects", "stage"]))
 def settings_command(stage: str | None) -> None:

@@ -21,6 +21,7 @@ from corpusprep.stages.dedup import DedupSettings
 from corpusprep.stages.instruct import InstructSettings
 from corpusprep.stages.langid import LangidSettings
 from corpusprep.stages.quality import QualitySettings
+from corpusprep.training.settings import TrainSettings
 
 STAGES = ("clean", "langid", "dedup", "quality", "balance", "instruct")
 
@@ -65,6 +66,8 @@ class Recipe(Settings):
     quality: QualitySettings = QualitySettings()
     balance: BalanceSettings = BalanceSettings()
     instruct: InstructSettings = InstructSettings()
+    train: TrainSettings | None = None
+    """What `corpusprep train` does with the mix; nothing of it changes the mix."""
 
     @field_validator("source")
     @classmethod
@@ -109,17 +112,7 @@ def load_recipe(
         SettingsError: a key or value that is not understood; the message says where, what is allowed and the
             nearest name.
     """
-    text, data = "", dict[str, Any]()
-    if path is not None:
-        try:
-            text = Path(path).read_bytes().decode("utf-8")
-            data = tomllib.loads(text)
-        except OSError as error:
-            raise InputError(str(path), f"cannot be read ({error.strerror})", "Name a recipe in TOML") from None
-        except UnicodeDecodeError:
-            raise InputError(str(path), "is not UTF-8", "Save the recipe as UTF-8") from None
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(str(path), f"is not TOML: {error}", "Mend that line") from None
+    text, data = _read(path)
     for source in sources:
         kind, equals, place = source.partition("=")
         if not equals or not place:
@@ -133,6 +126,48 @@ def load_recipe(
             f"{path or 'The recipe'} names no source. Add a [[source]] table with format and path, or --source format=path."
         )
     return validate(Recipe, data, where=str(path or "settings"), text=text)
+
+
+class _TrainRecipe(Settings):
+    train: TrainSettings
+    seed: int = Field(default=1, ge=0, lt=1 << 32)
+
+
+def load_train(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[TrainSettings, int]:
+    """The table `[train]` of a recipe, and the recipe's seed; nothing else of it is looked at.
+
+    Args:
+        path: the TOML file; None starts from the defaults.
+        overrides: `train.key=value` each.
+
+    Raises:
+        InputError: no such file, or not TOML.
+        SettingsError: there is no such table, or a key or value in it is not understood.
+    """
+    text, data = _read(path)
+    apply_overrides(data, overrides)
+    if "train" not in data:
+        raise SettingsError(
+            f'{path or "The recipe"} has no table [train]. Add one with model = "...", or --set train.model=Qwen/Qwen3-8B.'
+        )
+    asked = {name: value for name, value in data.items() if name in ("train", "seed")}
+    found = validate(_TrainRecipe, asked, where=str(path or "settings"), text=text)
+    return found.train, found.seed
+
+
+def _read(path: str | Path | None) -> tuple[str, dict[str, Any]]:
+    text, data = "", dict[str, Any]()
+    if path is not None:
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+            data = tomllib.loads(text)
+        except OSError as error:
+            raise InputError(str(path), f"cannot be read ({error.strerror})", "Name a recipe in TOML") from None
+        except UnicodeDecodeError:
+            raise InputError(str(path), "is not UTF-8", "Save the recipe as UTF-8") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(str(path), f"is not TOML: {error}", "Mend that line") from None
+    return text, data
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:

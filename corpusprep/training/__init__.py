@@ -1,0 +1,22 @@
+"""The training that the mix is for: layers chosen by their place are tuned, stage by stage, and all else stays as it is.
+
+`train` and `dry_run` do what `corpusprep train` does. It needs the extra `train` (trl, accelerate, transformers, torch).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corpusprep.training.launch import TrainResult, dry_run, train
+    from corpusprep.training.settings import TrainSettings, TrainStage
+
+__all__ = ["TrainResult", "TrainSettings", "TrainStage", "dry_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    where = "settings" if name in ("TrainSettings", "TrainStage") else "launch"
+    return getattr(importlib.import_module(f"corpusprep.training.{where}"), name)

@@ -1,0 +1,274 @@
+"""From the mix to tokens: conversations through the model's chat template, with the loss on the answer alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpusprep.errors import InputError, RunError
+from corpusprep.report import Progress
+from corpusprep.store import digest, large_file_digest, writing
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+_BATCH = 1024
+_SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_SCHEMA: Any = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+IGNORED = -100
+"""Label of a token that bears no loss."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A mix as `corpusprep run` leaves it.
+
+    Attributes:
+        train, validation: files, in order.
+        checksum: of the content of all training files.
+    """
+
+    folder: Path
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """What became of the examples.
+
+    Attributes:
+        file: an Arrow stream with `input_ids` and `labels`.
+        examples, tokens: how many there are.
+        answer_tokens: tokens that bear loss.
+        too_long: examples left out since they are longer than a sequence.
+        longest: tokens of the longest that was kept.
+    """
+
+    file: str
+    examples: int
+    tokens: int
+    answer_tokens: int
+    too_long: int
+    longest: int
+
+
+def find_mix(folder: str | Path) -> Mix:
+    """The files of a mix.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(folder)
+    train = _shards(folder)
+    if not train and (folder / "mix").is_dir():
+        folder = folder / "mix"
+        train = _shards(folder)
+    if not train:
+        raise InputError(
+            str(folder), "holds no train-*.parquet or train-*.jsonl", "Name the folder mix of a run: --mix out/run/mix"
+        )
+    return Mix(folder, train, _shards(folder / "validation"), digest([large_file_digest(file) for file in train]))
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(file for kind in ("parquet", "jsonl") for file in folder.glob(f"*.{kind}")))
+
+
+def conversations(files: Sequence[Path], limit: int | None = None) -> Iterator[tuple[str, list[list[dict[str, str]]]]]:
+    """The examples of files in any format of the instruct stage, as lists of turns of `role` and `content`, by batches.
+
+    Yields:
+        Where the batch begins, for messages (`file, row N`), and the conversations.
+
+    Raises:
+        InputError: a file is not to be read, or holds a row that is no example.
+    """
+    left = limit
+    for file in files:
+        row = 0
+        for rows in _rows(file):
+            if left is not None:
+                rows = rows[:left]
+                left -= len(rows)
+            yield f"{file}, row {row}", [_conversation(example, file, row + k) for k, example in enumerate(rows)]
+            row += len(rows)
+            if left == 0:
+                return
+
+
+def _rows(file: Path) -> Iterator[list[Any]]:
+    try:
+        if file.suffix == ".parquet":
+            with pq.ParquetFile(file) as opened:
+                names = {
+                    "messages",
+                    "conversations",
+                    "system",
+                    "prompt",
+                    "completion",
+                    "instruction",
+                    "input",
+                    "output",
+                }
+                columns = [name for name in opened.schema_arrow.names if name in names]
+                for batch in opened.iter_batches(_BATCH, columns=columns):
+                    yield batch.to_pylist()
+        else:
+            with open(file, encoding="utf-8") as lines:
+                rows: list[Any] = []
+                for line in lines:
+                    rows.append(json.loads(line))
+                    if len(rows) == _BATCH:
+                        yield rows
+                        rows = []
+                if rows:
+                    yield rows
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(str(file), f"cannot be read ({error})", "Make the mix again") from None
+
+
+def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    try:
+        if "messages" in example:
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"]]
+        elif "conversations" in example:
+            turns = [{"role": _SHAREGPT[turn["from"]], "content": turn["value"]} for turn in example["conversations"]]
+        else:
+            if example.get("system"):
+                turns.append({"role": "system", "content": example["system"]})
+            if "instruction" in example:
+                asked = example["instruction"] + (f"\n{example['input']}" if example.get("input") else "")
+                answer = example["output"]
+            else:
+                asked, answer = example["prompt"], example["completion"]
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    except (KeyError, TypeError):
+        raise InputError(
+            str(file), "is no example of the formats messages, sharegpt, prompt_completion and alpaca",
+            "Make the mix with corpusprep run", row,
+        ) from None  # fmt: skip
+    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(t["content"], str) for t in turns):
+        raise InputError(str(file), "does not end with an answer to a prompt", "Make the mix again", row)
+    return turns
+
+
+class Encoder:
+    """A chat template and a tokenizer.
+
+    Args:
+        tokenizer: of transformers, fast.
+        arguments: of the template.
+
+    Raises:
+        RunError: there is no template, or the tokenizer does not tell where its tokens lie.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._arguments = dict(arguments)
+        name = tokenizer.name_or_path
+        if not tokenizer.chat_template:
+            raise RunError(
+                f"{name}: its tokenizer has no chat template, so it is no instruct model. Name one that is, or add a "
+                "chat_template.jinja to its folder."
+            )
+        if not tokenizer.is_fast:
+            raise RunError(f"{name}: its tokenizer is a slow one. Save it once with AutoTokenizer(..., use_fast=True).")
+
+    def encode(self, chats: list[list[dict[str, str]]], where: str) -> list[tuple[I32, I32]]:
+        """Tokens and labels of conversations: what follows the prompt bears loss, up to the token that ends the answer.
+
+        Args:
+            where: the first one's place, for messages.
+
+        Raises:
+            RunError: the template renders the prompt alone in another way than before an answer, or fails.
+        """
+        import jinja2
+
+        try:
+            asked = self._render([chat[:-1] for chat in chats], True)
+            full = self._render(chats, False)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{where}: the chat template of {self._tokenizer.name_or_path} fails: {error}. Where it refuses a system "
+                "prompt, leave out instruct.system."
+            ) from None
+        wrong = next((k for k, (a, f) in enumerate(zip(asked, full, strict=True)) if not f.startswith(a)), None)
+        if wrong is not None:
+            raise RunError(
+                f"{where} (example {wrong} from there): the chat template of {self._tokenizer.name_or_path} renders a prompt "
+                f"that awaits its answer in another way than one that has it: {asked[wrong][-60:]!r} is not how the latter "
+                "goes on. So what is learned would not be what is asked later. Set train.template_arguments as the template "
+                "wants them (for a model that thinks, enable_thinking = false)."
+            )
+        found = self._tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
+        end = self._tokenizer.eos_token_id
+        out = []
+        for prompt, ids, places in zip(asked, found["input_ids"], found["offset_mapping"], strict=True):
+            tokens = np.array(ids, np.int32)
+            labels = tokens.copy()
+            ends = np.array(places, np.int64).reshape(-1, 2)[:, 1]
+            labels[ends <= len(prompt)] = IGNORED
+            closing = np.flatnonzero(labels == end)
+            if closing.size:  # white space behind it is the template's
+                labels[closing[-1] + 1 :] = IGNORED
+            out.append((tokens, labels))
+        return out
+
+    def _render(self, chats: list[list[dict[str, str]]], prompt: bool) -> list[str]:
+        rendered: list[str] = self._tokenizer.apply_chat_template(
+            chats, tokenize=False, add_generation_prompt=prompt, **self._arguments
+        )
+        return rendered
+
+
+def tokenise(
+    files: Sequence[Path],
+    encoder: Encoder,
+    longest: int,
+    out: Path,
+    progress: Progress,
+    limit: int | None = None,
+) -> Tokenised:
+    """Writes the tokens of examples.
+
+    Args:
+        longest: tokens of an example, at most; longer ones are left out and counted.
+        out: the file to write.
+        limit: examples to take, from the first.
+    """
+    examples = tokens = answers = too_long = top = 0
+    progress.start("tokenise", limit, "examples")
+    with writing(out) as scratch, pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for where, chats in conversations(files, limit):
+            encoded = encoder.encode(chats, where)
+            kept = [pair for pair in encoded if len(pair[0]) <= longest and (pair[1] != IGNORED).any()]
+            too_long += len(encoded) - len(kept)
+            progress.advance(len(encoded))
+            if not kept:
+                continue
+            sizes = np.array([len(pair[0]) for pair in kept])
+            offsets: Any = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+            columns: list[Any] = [
+                pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([pair[side] for pair in kept])))
+                for side in (0, 1)
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            examples += len(kept)
+            tokens += int(sizes.sum())
+            answers += sum(int((pair[1] != IGNORED).sum()) for pair in kept)
+            top = max(top, int(sizes.max()))
+    progress.end()
+    return Tokenised(str(out), examples, tokens, answers, too_long, top)

@@ -1,0 +1,410 @@
+"""`corpusprep train`: from a mix and a model to one folder a stage, through TRL's trainer and `accelerate launch`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corpusprep.errors import RunError, SettingsError
+from corpusprep.report import Progress
+from corpusprep.store import commit, digest, lock, remove
+from corpusprep.training.examples import Encoder, Mix, Tokenised, find_mix, tokenise
+from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, received
+from corpusprep.training.outcome import write_outcome
+from corpusprep.training.plan import (
+    StagePlan,
+    batches,
+    describe,
+    open_config,
+    open_tokenizer,
+    plan_stages,
+    preview,
+)
+from corpusprep.training.settings import TrainSettings
+
+_PACKAGES = ("trl", "transformers", "accelerate", "torch")
+
+
+@dataclass
+class TrainResult:
+    """What a training left.
+
+    Attributes:
+        folders: of the stages, in order, each a model that `AutoModelForCausalLM.from_pretrained` opens.
+        reports: what each stage's `training.json` holds.
+        commands: that were run.
+    """
+
+    folders: list[Path] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+
+def require() -> None:
+    """Raises RunError where the packages of the extra `train` are missing."""
+    for name in (*_PACKAGES, "matplotlib"):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise RunError(f"Training needs {name}. Install it with pip install 'corpusprep[train]'.") from None
+
+
+def dry_run(settings: TrainSettings, mix: str | Path) -> str:
+    """What `train` would do, as text, from the model's config and the first examples of the mix.
+
+    Raises:
+        CorpusprepError: model or mix cannot be had, or they do not fit the settings.
+    """
+    require()
+    found = find_mix(mix)
+    config, tokenizer = open_config(settings.model), open_tokenizer(settings.model)
+    precision, devices = _precision(settings), _devices()
+    stages = plan_stages(settings, config, precision)
+    seen = preview(found, Encoder(tokenizer, settings.template_arguments), settings.sequence_length)
+    _check_length(settings, config)
+    processes = settings.processes or max(1, len(devices))
+    sequences = seen.examples
+    if settings.packing:
+        sequences = max(1, round(seen.examples * seen.mean / settings.sequence_length / 0.98))
+    shown = batches(settings, sequences, seen.mean, seen.longest, processes)
+    return describe(settings, stages, shown, precision, seen, devices)
+
+
+def train(
+    settings: TrainSettings,
+    mix: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 1,
+    stage: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains a model on a mix, stage by stage.
+
+    Args:
+        settings: the model, the stages and all else.
+        mix: folder `mix` of a run.
+        out: folder for `stage-1`, `stage-2` and so on.
+        seed: of the order of examples, where the settings have none.
+        stage: only this one, from 1; it starts from the one before, which must be there.
+        resume: go on with what is in `out`: stages that are done stay, and one that was interrupted goes on from its last
+            checkpoint.
+        progress: what to tell of the progress.
+
+    Raises:
+        CorpusprepError: model or mix cannot be had; they do not fit the settings; what is in `out` is not of these; or a
+            check of what training did has failed.
+    """
+    require()
+    progress = progress or Progress()
+    out = Path(out)
+    if stage is not None and not 1 <= stage <= len(settings.stages):
+        raise SettingsError(f"--stage {stage}: the recipe has {len(settings.stages)} stages, from 1.")
+    found = find_mix(mix)
+    config = open_config(settings.model)
+    _check_length(settings, config)
+    with lock(out):
+        return _Run(settings, found, out, settings.seed if settings.seed is not None else seed, progress).go(
+            config, stage, resume
+        )
+
+
+class _Run:
+    def __init__(self, settings: TrainSettings, mix: Mix, out: Path, seed: int, progress: Progress) -> None:
+        self.settings, self.mix, self.out, self.seed, self.progress = settings, mix, out, seed, progress
+        self.precision, self.devices = _precision(settings), _devices()
+        self.processes = settings.processes or max(1, len(self.devices))
+        self.result = TrainResult()
+
+    def go(self, config: Any, only: int | None, resume: bool) -> TrainResult:
+        plans = plan_stages(self.settings, config, self.precision)
+        wanted = [only] if only is not None else list(range(1, len(plans) + 1))
+        self._check_folder(wanted, resume)
+        data = self._tokenise()
+        for number in wanted:
+            plan = plans[number - 1]
+            folder = self.out / f"stage-{number}"
+            previous = self.out / f"stage-{number - 1}" if number > 1 else None
+            if previous is not None and not (previous / TENSORS).is_file():
+                raise RunError(f"{previous}: is not there, and stage {number} starts from it. Train it first.")
+            if not folder.exists():
+                self._train(plan, data, folder, previous)
+            else:
+                self._check_done(plan, folder)
+            self.result.folders.append(folder)
+            self.result.reports.append(json.loads((folder / "training.json").read_text()))
+        return self.result
+
+    def _check_folder(self, wanted: list[int], resume: bool) -> None:
+        there = [n for n in wanted if (self.out / f"stage-{n}").exists()]
+        begun = [n for n in wanted if self._checkpoint(n) is not None]
+        if not resume and (there or begun):
+            what = f"stage-{there[0]}" if there else f"an interrupted stage {begun[0]}"
+            raise RunError(f"{self.out}: holds {what} already. Go on with --resume, or choose another --out.")
+
+    def _tokenise(self) -> tuple[Tokenised, str, Tokenised | None, int]:
+        """The data set that is trained on, and the examples that are held out."""
+        settings = self.settings
+        tokenizer = open_tokenizer(settings.model)
+        encoder = Encoder(tokenizer, settings.template_arguments)
+        key = digest(
+            self.mix.checksum, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
+            settings.template_arguments, settings.sequence_length, settings.packing, settings.validation_examples,
+            importlib.metadata.version("trl"), [str(file) for file in self.mix.validation],
+        )  # fmt: skip
+        folder = self.out / ".work" / "data" / key
+        if not folder.exists():
+            remove(folder.parent)
+            scratch = folder.with_name(f"{key}.tmp")
+            scratch.mkdir(parents=True)
+            longest = settings.sequence_length
+            rows = tokenise(self.mix.train, encoder, longest, scratch / "train.arrow", self.progress)
+            if not rows.examples:
+                raise RunError(f"{self.mix.folder}: no example is left to train on; {rows.too_long:,} are too long.")
+            held: Tokenised | None = None
+            if self.mix.validation and settings.validation_examples:
+                held = tokenise(
+                    self.mix.validation, encoder, longest, scratch / "validation.arrow", self.progress,
+                    settings.validation_examples,
+                )  # fmt: skip
+            sequences = _pack(scratch, settings)
+            facts = {"train": vars(rows), "validation": vars(held) if held else None, "sequences": sequences}
+            (scratch / "facts.json").write_text(json.dumps(facts))
+            commit(scratch, folder)
+        facts = json.loads((folder / "facts.json").read_text())
+        train, held_out = (Tokenised(**facts[name]) if facts[name] else None for name in ("train", "validation"))
+        assert train is not None
+        if held_out is not None and not held_out.examples:
+            held_out = None
+        return train, str(folder), held_out, int(facts["sequences"])
+
+    def _train(
+        self, plan: StagePlan, data: tuple[Tokenised, str, Tokenised | None, int], folder: Path, previous: Path | None
+    ) -> None:
+        rows, source, held_out, sequences = data
+        settings, stage = self.settings, plan.stage
+        load = batches(settings, sequences, rows.tokens / rows.examples, rows.longest, self.processes)
+        steps = load.steps(stage.epochs, settings.max_steps)
+        work = self.out / ".work" / f"stage-{plan.number}"
+        work.mkdir(parents=True, exist_ok=True)
+        for left in (work / ERROR, work / "report.json"):
+            left.unlink(missing_ok=True)
+        remove(work / "model")
+        checkpoint = self._checkpoint(plan.number)
+        job = Job(
+            number=plan.number,
+            model=str(previous) if previous is not None else settings.model,
+            previous=str(previous) if previous is not None else None,
+            work=str(work),
+            train=str(Path(source) / "packed"),
+            validation=str(Path(source) / "validation.arrow") if held_out is not None else None,
+            layers=stage.layers,
+            modules=stage.modules,
+            precision=self.precision,
+            cpu=not self.devices,
+            attention=settings.attention,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            packing=settings.packing,
+            sequence_length=settings.sequence_length,
+            micro_batch=load.micro_batch,
+            accumulation=load.accumulation,
+            learning_rate=stage.learning_rate,
+            min_learning_rate=stage.min_learning_rate,
+            schedule=stage.schedule,
+            warmup_steps=-(-int(stage.warmup * steps * 1000) // 1000),
+            epochs=stage.epochs,
+            max_steps=settings.max_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=self.seed,
+            log_steps=settings.log_steps,
+            checkpoint_steps=settings.checkpoint_steps,
+            fingerprint=self._fingerprint(plan),
+            resume=str(checkpoint) if checkpoint is not None else None,
+            launcher=os.getpid(),
+        )
+        if checkpoint is not None and (
+            told := difference(json.loads((checkpoint / COMPLETE).read_text()), job.fingerprint)
+        ):
+            raise RunError(f"{self.out}: stage {plan.number} cannot be gone on with: {told}")
+        job.write(work / "job.json")
+        command = self._command(plan, work)
+        self.result.commands.append(shlex.join(command))
+        self.progress.say(f"stage {plan.number}: {shlex.join(command)}")
+        self._run(command, plan, work)
+        report = json.loads((work / "report.json").read_text())
+        write_outcome(
+            work / "model", settings, plan, report, command,
+            facts={
+                "seed": self.seed,
+                "mix": {"folder": str(self.mix.folder), "checksum": self.mix.checksum, **_counts(rows)},
+                "batches": vars(load),
+                "precision": self.precision,
+                "fingerprint": job.fingerprint,
+                "versions": {name: importlib.metadata.version(name) for name in (*_PACKAGES, "corpusprep")},
+            },
+        )  # fmt: skip
+        commit(work / "model", folder)
+        remove(work)
+
+    def _fingerprint(self, plan: StagePlan) -> dict[str, Any]:
+        """All that decides what a stage makes."""
+        settings, stage = self.settings, plan.stage
+        own = stage.model_dump(mode="json", exclude={"layers", "modules"})
+        shared = settings.model_dump(
+            mode="json",
+            include={
+                "max_steps", "weight_decay", "max_grad_norm", "sequence_length", "batch_tokens", "micro_batch", "packing",
+                "attention", "template_arguments",
+            },
+        )  # fmt: skip
+        return {
+            "trained": list(plan.selection.trained), "mix": self.mix.checksum, "seed": self.seed,
+            "precision": self.precision, "processes": self.processes, **shared, **own,
+        }  # fmt: skip
+
+    def _check_done(self, plan: StagePlan, folder: Path) -> None:
+        try:
+            before = json.loads((folder / "training.json").read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            raise RunError(f"{folder}: is no stage of corpusprep train. Choose another --out.") from None
+        if told := difference(before, self._fingerprint(plan)):
+            raise RunError(f"{folder}: is done already, but not with these settings: {told}")
+
+    def _checkpoint(self, number: int) -> Path | None:
+        """The last whole checkpoint of a stage; what a killed run left half written is not looked at."""
+        folder = self.out / ".work" / f"stage-{number}" / "checkpoints"
+        whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def _command(self, plan: StagePlan, work: Path) -> list[str]:
+        parallel = self.settings.parallelism
+        if parallel == "auto":
+            fits = not self.devices or plan.memory.total <= min(self.devices)
+            parallel = "ddp" if fits else "fsdp"
+        config: dict[str, Any] = {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": "NO",
+            "mixed_precision": "bf16" if self.precision == "bf16" else "no",
+            "num_machines": 1,
+            "num_processes": self.processes,
+            "machine_rank": 0,
+            "use_cpu": not self.devices,
+            "main_process_port": 0,
+        }
+        if self.processes > 1:
+            config["distributed_type"] = "MULTI_GPU" if self.devices else "MULTI_CPU"
+            if parallel == "fsdp":
+                config["distributed_type"] = "FSDP"
+                config["fsdp_config"] = {
+                    "fsdp_version": 2,
+                    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                    "fsdp_state_dict_type": "FULL_STATE_DICT",
+                    "fsdp_reshard_after_forward": True,
+                    "fsdp_cpu_ram_efficient_loading": False,
+                }
+        file = work / "accelerate.json"  # a file of its own: that of the user's home may say anything
+        file.write_text(json.dumps(config, indent=1))
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+        return [*launch, "-m", "corpusprep.training.worker", str(work / "job.json")]
+
+    def _run(self, command: list[str], plan: StagePlan, work: Path) -> None:
+        """Runs a stage, tells of its progress, and keeps all else that it says in a log."""
+        log = self.out / f"stage-{plan.number}.log"
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        with open(log, "a", encoding="utf-8") as kept:
+            kept.write(f"$ {shlex.join(command)}\n")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
+            )
+            assert process.stdout is not None
+            note = ""
+            begun = False
+            try:
+                for line in process.stdout:
+                    said = received(line)
+                    if said is None:
+                        kept.write(line)
+                        kept.flush()
+                    elif said["kind"] == "begin":
+                        self.progress.start(f"stage {plan.number}", said["total"], "steps")
+                        begun, done = True, said["done"]
+                        self.progress.advance(done)
+                    elif said["kind"] == "step":
+                        self.progress.advance(said["done"] - done, note)
+                        done = said["done"]
+                    elif said["kind"] == "log":
+                        speed = f", {said['speed']:,.0f} tokens/s" if said["speed"] else ""
+                        note = f"loss {said['loss']:.4f}{speed}"
+                code = process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+            finally:
+                if begun:
+                    self.progress.end()
+        if code == 0 and (work / "report.json").is_file():
+            return
+        error = work / ERROR
+        told = error.read_text() if error.is_file() else f"its processes ended with exit code {code}."
+        raise RunError(
+            f"stage {plan.number}: {told}\nAll that it said is in {log}. What is done is kept: go on with --resume."
+        )
+
+
+def _pack(folder: Path, settings: TrainSettings) -> int:
+    """Makes the data set that is trained on, `packed`, of `train.arrow`; returns how many sequences it has."""
+    import datasets
+    from trl.data_utils import pack_dataset
+
+    rows: Any = datasets.Dataset.from_file(str(folder / "train.arrow"))
+    datasets.disable_progress_bars()
+    try:
+        if settings.packing:
+            rows = pack_dataset(rows, settings.sequence_length, "bfd")
+        rows.save_to_disk(str(folder / "packed"))
+    finally:
+        datasets.enable_progress_bars()
+    for left in folder.glob("cache-*.arrow"):
+        left.unlink()
+    (folder / "train.arrow").unlink()
+    return len(rows)
+
+
+def _counts(rows: Tokenised) -> Mapping[str, int]:
+    names = ("examples", "tokens", "answer_tokens", "too_long", "longest")
+    return {name: getattr(rows, name) for name in names}
+
+
+def _check_length(settings: TrainSettings, config: Any) -> None:
+    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most is not None and settings.sequence_length > most:
+        raise SettingsError(
+            f"train.sequence_length = {settings.sequence_length}, but the model reads {most} tokens at most."
+        )
+
+
+def _devices() -> list[int]:
+    """Bytes of each GPU."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [int(torch.cuda.get_device_properties(number).total_memory) for number in range(count)]
+
+
+def _precision(settings: TrainSettings) -> str:
+    import torch
+
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

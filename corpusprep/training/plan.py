@@ -1,0 +1,329 @@
+"""What a training would do: parameters, steps, tokens and memory, from the model's config and the mix alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from corpusprep.errors import RunError
+from corpusprep.report import columns
+from corpusprep.training.examples import Encoder, Mix, conversations
+from corpusprep.training.layers import Selection, find_layers, select
+from corpusprep.training.settings import TrainSettings, WholeStage
+
+_SAMPLE = 2048  # examples whose tokens are counted for a dry run
+_PACKED = 0.98  # of a packed sequence that is examples, as counted on mixes of sentence pairs
+_SIZES = (16, 24, 32, 40, 48, 64, 80, 96, 141, 192)  # GiB of the GPUs that there are
+_RESERVED = 1 << 30  # bytes that a GPU's driver, the allocator and the kernels take
+_HEAD_ROWS = 1024  # rows of logits that TRL's loss keeps at a time
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An estimate for one device without sharding, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0) + _RESERVED
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage would do."""
+
+    number: int
+    stage: WholeStage
+    selection: Selection
+    trained: int
+    frozen: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How sequences become steps.
+
+    Attributes:
+        sequences: of the data set: packed ones, or examples.
+        micro_batch: sequences that a device takes at once.
+        accumulation: times that it does so before a step.
+        processes: devices.
+    """
+
+    sequences: int
+    micro_batch: int
+    accumulation: int
+    processes: int
+
+    def steps(self, epochs: float, limit: int | None) -> int:
+        """Optimizer steps, as transformers counts them."""
+        loads = math.ceil(self.sequences / (self.micro_batch * self.processes))
+        steps = math.ceil(epochs * max(1, math.ceil(loads / self.accumulation)))
+        return min(steps, limit) if limit is not None else steps
+
+
+def batches(settings: TrainSettings, sequences: int, mean: float, longest: int, processes: int) -> Batches:
+    """Shares out the tokens of a step.
+
+    Args:
+        sequences: of the data set.
+        mean, longest: tokens of an example.
+    """
+    if settings.packing:
+        rows, tokens = settings.micro_batch, float(settings.sequence_length)
+    else:
+        rows, tokens = settings.micro_batch * max(1, settings.sequence_length // max(longest, 1)), mean
+        rows = max(1, min(rows, round(settings.batch_tokens / max(tokens, 1) / processes)))
+    accumulation = max(1, round(settings.batch_tokens / max(tokens * rows * processes, 1)))
+    return Batches(sequences, rows, accumulation, processes)
+
+
+def open_config(model: str) -> Any:
+    """A model's config.
+
+    Raises:
+        RunError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"{model}: cannot be opened as a model: {reason} Name a folder with config.json, weights and tokenizer, or a model "
+            "of the hub; where it is gated, accept its licence on its page and log in with hf auth login."
+        ) from None
+
+
+def open_tokenizer(model: str) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        RunError: it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # whatever reading a stranger's tokenizer may come upon
+        raise RunError(f"{model}: its tokenizer cannot be opened: {str(error).strip().splitlines()[0]}") from None
+
+
+def skeleton(config: Any) -> Any:
+    """The model without its weights.
+
+    Raises:
+        RunError: the config is not that of a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=_dtype(config))
+    except ValueError as error:
+        raise RunError(f"{config.name_or_path}: is no causal language model: {str(error).splitlines()[0]}") from None
+
+
+def _dtype(config: Any) -> Any:
+    import torch
+
+    found = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, found) if isinstance(found, str) else found
+
+
+def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[StagePlan]:
+    """What the stages train of a model, and the memory that it takes."""
+    model = skeleton(config)
+    found = []
+    for number, stage in enumerate(settings.stages, start=1):
+        chosen = select(model, stage.layers, stage.modules)
+        sizes = {name: (p.numel(), p.element_size()) for name, p in model.named_parameters()}
+        trained = sum(sizes[name][0] for name in chosen.trained)
+        frozen = sum(sizes[name][0] for name in chosen.frozen)
+        memory = Memory(
+            weights=4 * trained + sum(sizes[name][0] * sizes[name][1] for name in chosen.frozen),
+            gradients=4 * trained,
+            optimizer=8 * trained,
+            activations=activations(settings, config, chosen, precision),
+        )
+        found.append(StagePlan(number, settings.of(stage), chosen, trained, frozen, memory))
+    return found
+
+
+def activations(settings: TrainSettings, config: Any, chosen: Selection, precision: str) -> int | None:
+    """Bytes that a device keeps of one forward pass for the backward pass; None where that cannot be told.
+
+    Counted, on tensors without content, for a model of two layers; a layer before the first that is trained keeps nothing.
+    """
+    first = chosen.layers[0] if chosen.layers else chosen.of
+    if any("embed" in name for name in chosen.trained):
+        first = 0
+    behind = chosen.of - first
+    tokens = settings.micro_batch * settings.sequence_length
+    text = config.get_text_config(decoder=True)
+    head = 2 * 4 * min(tokens, _HEAD_ROWS) * int(text.vocab_size)
+    try:
+        both, top, bottom = (saved_bytes(config, which, tokens, precision) for which in ((0, 1), (1,), (0,)))
+    except Exception:  # a model whose shape cannot be cut to two layers so
+        return None
+    layer, rest = both - top, max(0, 2 * top - both)
+    through = max(0, bottom - rest - layer)  # a frozen layer behind a trained one
+    of_trained = len(chosen.layers)
+    kept = of_trained * layer + (behind - of_trained) * through
+    if settings.gradient_checkpointing:
+        width = 2 if precision == "bf16" else 4
+        kept = min(kept, behind * tokens * int(text.hidden_size) * width + max(layer, through))
+    return kept + rest + head
+
+
+def saved_bytes(config: Any, trained: Sequence[int], tokens: int, precision: str) -> int:
+    """Bytes that autograd keeps of a forward pass through the first two layers of a model, some of which are trained."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModel
+
+    small = copy.deepcopy(config)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers = 2
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:2]
+    with FakeTensorMode():
+        model = AutoModel.from_config(small, dtype=_dtype(config))
+        stack, _ = find_layers(model)
+        layers = model.get_submodule(stack)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for number in trained:
+            layers[number].float().requires_grad_(True)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        ids = torch.zeros((1, tokens), dtype=torch.long)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            out = model(input_ids=ids, use_cache=False)
+            del out
+    return sum(kept.values())
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The mix as a dry run sees it."""
+
+    examples: int
+    sampled: int
+    mean: float
+    longest: int
+    too_long: int
+
+
+def preview(mix: Mix, encoder: Encoder, longest: int) -> Preview:
+    """Counts the tokens of the first examples; the mix is shuffled."""
+    sizes: list[int] = []
+    for where, chats in islice(conversations(mix.train, _SAMPLE), _SAMPLE):
+        sizes += [len(ids) for ids, _ in encoder.encode(chats, where)]
+    kept = [size for size in sizes if size <= longest]
+    return Preview(
+        count_examples(mix.train),
+        len(sizes),
+        sum(kept) / max(len(kept), 1),
+        max(kept, default=0),
+        len(sizes) - len(kept),
+    )
+
+
+def count_examples(files: Sequence[Path]) -> int:
+    count = 0
+    for file in files:
+        if file.suffix == ".parquet":
+            count += int(pq.read_metadata(file).num_rows)
+        else:
+            with open(file, "rb") as lines:
+                count += sum(1 for _ in lines)
+    return count
+
+
+def describe(
+    settings: TrainSettings,
+    stages: Sequence[StagePlan],
+    shown: Batches,
+    precision: str,
+    seen: Preview,
+    devices: list[int],
+) -> str:
+    """A dry run for people.
+
+    Args:
+        devices: bytes of each GPU that is seen.
+    """
+    rows = []
+    for plan in stages:
+        m = plan.memory
+        steps = shown.steps(plan.stage.epochs, settings.max_steps)
+        rows.append(
+            (
+                str(plan.number), _layers(plan.selection), f"{plan.trained:,}", f"{plan.frozen:,}",
+                f"{plan.trained / max(plan.trained + plan.frozen, 1):.1%}", f"{steps:,}", _gib(m.weights), _gib(m.gradients),
+                _gib(m.optimizer), "?" if m.activations is None else _gib(m.activations), _gib(m.total), _fits(m.total, devices),
+            )
+        )  # fmt: skip
+    head = (
+        "stage", "layers", "trained", "frozen", "share", "steps", "weights", "gradients", "optimizer", "activations",
+        "in all, GiB", "fits",
+    )  # fmt: skip
+    tokens = seen.examples * (1 - seen.too_long / max(seen.sampled, 1)) * seen.mean
+    a_step = (
+        settings.sequence_length * _PACKED if settings.packing else seen.mean
+    ) * shown.micro_batch * shown.accumulation * shown.processes  # fmt: skip
+    lines = [
+        columns(rows, head),
+        "",
+        f"{seen.examples:,} examples, about {tokens:,.0f} tokens through this model's template (the first {seen.sampled:,} "
+        f"counted; {seen.too_long:,} of these are longer than {settings.sequence_length:,} and would be left out).",
+        f"A step: about {a_step:,.0f} tokens, {shown.micro_batch} x {shown.accumulation} "
+        f"{'packed sequences' if settings.packing else 'examples'} on {shown.processes} "
+        f"{'processes' if shown.processes > 1 else 'process'}, in {precision}; trained weights and their optimizer in fp32.",
+    ]
+    return "\n".join(lines)
+
+
+def _layers(chosen: Selection) -> str:
+    if not chosen.layers:
+        return f"none of {chosen.of}"
+    first, last = chosen.layers[0], chosen.layers[-1]
+    together = last - first + 1 == len(chosen.layers)
+    numbers = f"{first}-{last}" if together and last > first else ",".join(map(str, chosen.layers))
+    return f"{numbers} of {chosen.of}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _fits(total: int, devices: list[int]) -> str:
+    if devices:
+        return "yes" if total <= min(devices) else f"no: the GPU has {min(devices) / 2**30:.0f} GiB; shard it (fsdp)"
+    room = next((size for size in _SIZES if total <= size * 2**30), None)
+    return f"a GPU of {room} GiB" if room else f"none of {_SIZES[-1]} GiB: shard it (fsdp)"

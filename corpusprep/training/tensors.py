@@ -1,0 +1,74 @@
+"""Digests of a model's tensors, and what a training changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from corpusprep.training.layers import Selection
+
+
+def tensor_digest(tensor: Any) -> str:
+    """A digest of type, shape and bytes."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    state = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
+    state.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def digests(tensors: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """name -> digest."""
+    named = list(tensors)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((name for name, _ in named), pool.map(tensor_digest, (t for _, t in named)), strict=True))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a stage made of the tensors.
+
+    Attributes:
+        touched: frozen tensors that are not what they were.
+        unmoved: trained tensors that are what they were.
+        values: values of the trained tensors.
+        changed: those that changed, in fp32.
+        survived: those that are still others after rounding to the type that the model is saved in.
+    """
+
+    touched: tuple[str, ...]
+    unmoved: tuple[str, ...]
+    values: int
+    changed: int
+    survived: int
+
+
+def compare(
+    state: Mapping[str, Any], before: Mapping[str, Any], frozen: Mapping[str, str], chosen: Selection
+) -> Changes:
+    """Holds the tensors after a stage against those before.
+
+    Args:
+        state: all tensors after it.
+        before: the trained ones before it, in the type that the model is saved in.
+        frozen: name -> digest of the frozen ones before it, in that type.
+        chosen: which are which.
+    """
+    import torch
+
+    unmoved, values, changed, survived = [], 0, 0, 0
+    for name in chosen.trained:
+        old, new = before[name], state[name].detach().cpu()
+        differs = int((new.to(torch.float32) != old.to(torch.float32)).sum())
+        if not differs:
+            unmoved.append(name)
+        values += old.numel()
+        changed += differs
+        survived += int((new.to(old.dtype) != old).sum())
+    after = digests((name, state[name]) for name in chosen.frozen)
+    touched = tuple(name for name in chosen.frozen if after[name] != frozen[name])
+    return Changes(touched, tuple(unmoved), values, changed, survived)

@@ -1,0 +1,319 @@
+"""One stage of the training, in the processes that `accelerate launch` starts: TRL's trainer, watched.
+
+accelerate launch -m corpusprep.training.worker JOB.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from corpusprep.errors import CorpusprepError, RunError
+from corpusprep.store import digest
+from corpusprep.training.job import COMPLETE, ERROR, FINGERPRINT, TENSORS, Job, difference, send
+from corpusprep.training.layers import Selection, freeze, select
+from corpusprep.training.tensors import compare, digests
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells of the progress, checks the first step, and marks whole checkpoints."""
+
+    def __init__(self, job: Job, selection: Selection, started: dict[str, Any]) -> None:
+        self.job, self.selection, self.started = job, selection, started
+        self.checks: dict[str, Any] = {}
+        self.trainer: Any = None
+        self._first = True
+        self._mark = (time.monotonic(), 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._mark = (time.monotonic(), 0.0)
+        self._tell(state, kind="begin", total=state.max_steps, done=state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self._first:
+            return
+        self._first = False
+        named = dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
+        without = [name for name in self.selection.trained if named[name].grad is None]
+        leaked = [name for name in self.selection.frozen if named[name].grad is not None]
+        if without:
+            raise RunError(f"After the first step, {len(without)} trained tensors have no gradient, as {without[0]}.")
+        if leaked:
+            raise RunError(f"After the first step, {len(leaked)} frozen tensors have a gradient, as {leaked[0]}.")
+        # A row of an embedding or an expert that no token came by has none but zeros; what never moves shows at the end.
+        zero = [name for name in self.selection.trained if not bool(named[name].grad.any())]
+        self.checks["gradients_at_step_1"] = {"trained_with": len(self.selection.trained), "all_zero": zero}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(state, kind="step", done=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not torch.isfinite(torch.tensor(float(loss))):
+            raise RunError(
+                f"The loss is {loss} at step {state.global_step}. Lower train.learning_rate, or set train.precision to fp32."
+            )
+        now, tokens = time.monotonic(), float((logs or {}).get("num_tokens", 0.0))
+        speed = (tokens - self._mark[1]) / max(now - self._mark[0], 1e-9) if self._mark[1] else None
+        self._mark = (now, tokens)
+        self._tell(state, kind="log", loss=float(loss), speed=speed)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        whole = folder / f"checkpoint-{state.global_step}"
+        for file in whole.rglob("*"):  # what the mark stands for must be on the disk before it
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        (whole / COMPLETE).write_text(json.dumps(self.started))
+        for other in folder.glob("checkpoint-*"):
+            if other != whole:
+                _remove(other)
+
+    def _tell(self, state: Any, **what: Any) -> None:
+        if state.is_world_process_zero:
+            send(what)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def load(job: Job) -> tuple[Any, Any]:
+    """Model and tokenizer, every tensor in the type that its file has."""
+    attention = {} if job.attention == "auto" else {"attn_implementation": job.attention}
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", **attention)
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    return model, tokenizer
+
+
+def configure(job: Job) -> Any:
+    """The settings of TRL's trainer."""
+    schedules = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    least = {"min_lr": job.min_learning_rate} if job.schedule == "cosine" else {}
+    return SFTConfig(
+        output_dir=str(Path(job.work) / "checkpoints"),
+        per_device_train_batch_size=job.micro_batch,
+        per_device_eval_batch_size=8,
+        gradient_accumulation_steps=job.accumulation,
+        learning_rate=job.learning_rate,
+        lr_scheduler_type=schedules[job.schedule],
+        lr_scheduler_kwargs=least,
+        warmup_steps=job.warmup_steps,
+        num_train_epochs=job.epochs,
+        max_steps=job.max_steps or -1,
+        weight_decay=job.weight_decay,
+        max_grad_norm=job.max_grad_norm,
+        optim="adamw_torch",
+        bf16=job.precision == "bf16",
+        fp16=False,
+        use_cpu=job.cpu,
+        gradient_checkpointing=job.gradient_checkpointing,
+        # The reentrant kind gives layers behind a frozen prefix no gradient.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=job.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=job.checkpoint_steps,
+        eval_strategy="no",
+        seed=job.seed,
+        data_seed=job.seed,
+        report_to="none",
+        disable_tqdm=True,
+        packing=job.packing,
+        eval_packing=False,
+        max_length=job.sequence_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def train(job: Job) -> None:
+    """Runs the stage and leaves its model in the job's folder of work."""
+    model, tokenizer = load(job)
+    selection = select(model, job.layers, job.modules)
+    if list(selection.trained) != job.fingerprint["trained"]:
+        raise RunError(f"{job.model}: the model that is loaded has other parameters than its config.json tells.")
+    known = dict(model.named_parameters())
+    at_start = digests(known.items())
+    _check_start(job, at_start)
+    started = {**job.fingerprint, "model": digest(at_start)}
+    _check_resume(job, started)
+    types = {name: parameter.dtype for name, parameter in known.items()}
+    before = {name: known[name].detach().cpu().clone() for name in selection.trained}
+    own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    freeze(model, selection)
+    watch = Watch(job, selection, started)
+    rows = load_from_disk(job.train)
+    held_out = Dataset.from_file(job.validation) if job.validation else None
+    trainer = SFTTrainer(
+        model=model,
+        args=configure(job),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    watch.trainer = trainer
+    _quieten(trainer)
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in before)]
+    if wrong:
+        raise RunError(f"The trainer changed which tensors are trained, as {wrong[0]}.")
+    losses = {}
+    if held_out is not None and job.resume is None:
+        losses["before"] = trainer.evaluate()["eval_loss"]
+    begun = time.monotonic()
+    trainer.train(resume_from_checkpoint=job.resume)
+    seconds = time.monotonic() - begun
+    if held_out is not None:
+        losses["after"] = trainer.evaluate()["eval_loss"]
+    optimised = _optimised(trainer, selection)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    state = {name: state[name] for name in types}
+    changes = compare(
+        state, before, {name: at_start[name] for name in selection.frozen},
+        selection,
+    )  # fmt: skip
+    work = Path(job.work)
+    saved = work / "model"
+    rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
+    plain = trainer.accelerator.unwrap_model(trainer.model)
+    plain.config, plain.generation_config = own  # the trainer sets its own padding and cache in them
+    plain.save_pretrained(saved, state_dict=dict(rounded_state))
+    tokenizer.save_pretrained(saved)
+    again = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
+    written = digests(again.named_parameters())
+    rounded = digests(rounded_state.items())
+    (saved / TENSORS).write_text(json.dumps(written, indent=0))
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    report = {
+        "losses": losses,
+        "history": history,
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+        "tokens": int(max((entry.get("num_tokens", 0) for entry in history), default=0)),
+        "checks": {
+            **watch.checks,
+            "frozen_tensors": len(selection.frozen),
+            "frozen_tensors_changed": list(changes.touched),
+            "trained_tensors": len(selection.trained),
+            "trained_tensors_unmoved": list(changes.unmoved),
+            "trained_values": changes.values,
+            "trained_values_changed": changes.changed,
+            "trained_values_changed_as_saved": changes.survived,
+            "optimizer_state_tensors": optimised,
+            "saved_as_trained": written == rounded,
+        },
+    }
+    (work / "report.json").write_text(json.dumps(report))
+    if changes.touched:
+        raise RunError(f"{len(changes.touched)} frozen tensors changed, as {changes.touched[0]}.")
+    if changes.unmoved:
+        raise RunError(f"{len(changes.unmoved)} trained tensors did not move, as {changes.unmoved[0]}.")
+    if written != rounded:
+        raise RunError("The saved model is not the trained one.")
+
+
+def _check_start(job: Job, at_start: dict[str, str]) -> None:
+    if job.previous is None:
+        return
+    ended = json.loads((Path(job.previous) / TENSORS).read_text())
+    differ = [name for name in ended if at_start.get(name) != ended[name]]
+    if differ or len(ended) != len(at_start):
+        raise RunError(
+            f"{job.previous}: {len(differ)} tensors are not those that the stage before left, as {(differ or ['?'])[0]}. "
+            "Train that stage again, or put its files back."
+        )
+
+
+def _check_resume(job: Job, started: dict[str, Any]) -> None:
+    """What a checkpoint was made of must be what it goes on with: libraries match tensors by their number alone."""
+    if job.resume is not None:
+        before = json.loads((Path(job.resume) / COMPLETE).read_text())
+        if told := difference(before, started):
+            raise RunError(f"{job.resume} cannot be gone on with: {told}")
+    Path(job.work, FINGERPRINT).write_text(json.dumps(started))
+
+
+def _optimised(trainer: Any, selection: Selection) -> int:
+    """How many tensors have optimizer state; these must be the trained ones."""
+    named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    names = {id(parameter): name for name, parameter in named}
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    found = {names.get(id(parameter)) for parameter in inner.state}
+    if found != set(selection.trained):
+        other = sorted(str(name) for name in found.symmetric_difference(selection.trained))
+        raise RunError(f"The optimizer's state is not that of the trained tensors: {other[0]} makes the difference.")
+    return len(found)
+
+
+def _quieten(trainer: Any) -> None:
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _die_with(launcher: int) -> None:
+    """Ends this process when the one that started the run is gone: nobody would take what it makes."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(0.5)
+            try:
+                os.kill(launcher, 0)
+            except ProcessLookupError:
+                os._exit(75)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(path: str) -> None:
+    job = Job.read(path)
+    _die_with(job.launcher)
+    transformers_logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    error = Path(job.work) / ERROR
+    try:
+        train(job)
+    except CorpusprepError as problem:
+        error.write_text(str(problem))
+        sys.exit(2)
+    except torch.OutOfMemoryError as problem:
+        error.write_text(
+            f"out of memory: {str(problem).splitlines()[0]} Make train.micro_batch or train.sequence_length smaller, set "
+            'train.gradient_checkpointing = true, or shard the model over more GPUs with train.parallelism = "fsdp". '
+            "corpusprep train --dry-run estimates what is needed."
+        )
+        traceback.print_exc()
+        sys.exit(2)
+    except Exception as problem:
+        error.write_text(f"{type(problem).__name__}: {problem}")
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
