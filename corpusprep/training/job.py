@@ -42,6 +42,7 @@ class Job:
     modules: tuple[str, ...]
     precision: str
     cpu: bool
+    processes: int
     attention: str
     gradient_checkpointing: bool
     packing: bool

@@ -211,6 +211,7 @@ class _Run:
             modules=stage.modules,
             precision=self.precision,
             cpu=not self.devices,
+            processes=self.processes,
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
             packing=settings.packing,
@@ -302,7 +303,7 @@ class _Run:
             "main_process_port": 0,
         }
         if self.processes > 1:
-            config["distributed_type"] = "MULTI_GPU" if self.devices else "MULTI_CPU"
+            config["distributed_type"] = "MULTI_GPU"  # which is what starts several, on CPUs too
             if parallel == "fsdp":
                 config["distributed_type"] = "FSDP"
                 config["fsdp_config"] = {
@@ -320,7 +321,13 @@ class _Run:
     def _run(self, command: list[str], plan: StagePlan, work: Path) -> None:
         """Runs a stage, tells of its progress, and keeps all else that it says in a log."""
         log = self.out / f"stage-{plan.number}.log"
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        # Threads that wait by spinning take a busy CPU from those that work.
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
         with open(log, "a", encoding="utf-8") as kept:
             kept.write(f"$ {shlex.join(command)}\n")
             process = subprocess.Popen(

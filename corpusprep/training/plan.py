@@ -208,7 +208,9 @@ def saved_bytes(config: Any, trained: Sequence[int], tokens: int, precision: str
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for number in trained:
-            layers[number].float().requires_grad_(True)
+            for module in layers[number].modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, torch.nn.Parameter(parameter.detach().float()))
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
 

@@ -138,6 +138,9 @@ def configure(job: Job) -> Any:
         save_strategy="steps",
         save_steps=job.checkpoint_steps,
         eval_strategy="no",
+        # Within the training, where the model has been sharded: an evaluation ahead of it shards it twice, and its gradients
+        # are wrong from then on.
+        eval_on_start=job.validation is not None and job.resume is None,
         seed=job.seed,
         data_seed=job.seed,
         report_to="none",
@@ -180,13 +183,15 @@ def train(job: Job) -> None:
     wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in before)]
     if wrong:
         raise RunError(f"The trainer changed which tensors are trained, as {wrong[0]}.")
-    losses = {}
-    if held_out is not None and job.resume is None:
-        losses["before"] = trainer.evaluate()["eval_loss"]
+    if trainer.accelerator.num_processes != job.processes:
+        raise RunError(f"{trainer.accelerator.num_processes} processes train instead of {job.processes}.")
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=job.resume)
     seconds = time.monotonic() - begun
+    losses = {}
     if held_out is not None:
+        first = next((entry for entry in trainer.state.log_history if "eval_loss" in entry), None)
+        losses = {"before": first["eval_loss"]} if first is not None and first["step"] == 0 else {}
         losses["after"] = trainer.evaluate()["eval_loss"]
     optimised = _optimised(trainer, selection)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -1,0 +1,456 @@
+"""The stages as LLaMA-Factory's files: a YAML for each, and the mix as its data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from corpusprep.errors import InputError, RunError, SettingsError
+from corpusprep.store import writing
+from corpusprep.training.examples import Encoder, Mix, conversations, find_mix
+from corpusprep.training.layers import Selection, select
+from corpusprep.training.plan import Batches, batches, count_examples, open_config, open_tokenizer, preview, skeleton
+from corpusprep.training.settings import TrainSettings, WholeStage
+
+VERSION = "0.9.5"
+"""Of LLaMA-Factory, whose keys these are."""
+
+_ATTENTION = {"auto": "auto", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+_SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+_Section = tuple[str, dict[str, Any]]
+
+
+def export_llamafactory(settings: TrainSettings, mix: str | Path, out: str | Path, *, seed: int = 1) -> list[Path]:
+    """Writes what `llamafactory-cli train` needs to run the stages: `dataset_info.json`, `stage-1.yaml` and so on, `README.md`.
+
+    Args:
+        settings: the model, the stages and all else.
+        mix: folder `mix` of a run.
+        out: folder for the files; the stages' models go there too, as `stage-1` and so on.
+        seed: of the order of examples, where the settings have none.
+
+    Returns:
+        The files, in the order in which they are named above.
+
+    Raises:
+        CorpusprepError: model or mix cannot be had; or a setting cannot be said in LLaMA-Factory's terms.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise RunError(f"The export needs {name}. Install it with pip install 'corpusprep[train]'.")
+    out = Path(out).resolve()
+    found = find_mix(mix)
+    sets = _data_sets(found, settings.validation_examples)
+    form = _template(settings, any(entry.system for entry in sets))
+    config = open_config(settings.model)
+    model = skeleton(config)
+    _check(settings, model)
+    load = _batches(settings, found)
+    seed = settings.seed if settings.seed is not None else seed
+    info = {entry.name: entry.info for entry in sets}
+    texts = {"dataset_info.json": json.dumps(info, indent=2) + "\n"}  # read in the locale's encoding: ASCII fits all
+    start = str(Path(settings.model).resolve()) if os.path.isdir(settings.model) else settings.model
+    told = []
+    for number, stage in enumerate(settings.stages, start=1):
+        whole = settings.of(stage)
+        selection = select(model, stage.layers, stage.modules)
+        end = str(out / f"stage-{number}")
+        sections = [
+            ("model", {"model_name_or_path": start, **_model(settings)}),
+            ("method", {"stage": "sft", "do_train": True, "finetuning_type": "freeze", **_freeze(number, stage.layers, stage.modules, selection)}),
+            ("dataset", _dataset(settings, sets, form, out)),
+            ("output", _output(settings, end)),
+            ("train", _train(settings, whole, load, seed)),
+            *_evaluation(sets, load),
+        ]  # fmt: skip
+        texts[f"stage-{number}.yaml"] = _yaml(sections, _notes(config, form, load))
+        told.append((number, selection, start, end))
+        start = end
+    texts["README.md"] = _readme(settings, out, load, told)
+    for name, text in texts.items():
+        with writing(out / name) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    return [out / name for name in texts]
+
+
+def _check(settings: TrainSettings, model: Any) -> None:
+    import torch
+
+    if settings.attention not in _ATTENTION:
+        raise SettingsError(
+            f'train.attention = "{settings.attention}": LLaMA-Factory {VERSION} trains with {", ".join(_ATTENTION)} only.'
+        )
+    kept = next(model.parameters()).dtype
+    if settings.precision == "fp32" and kept != torch.float32:
+        raise SettingsError(
+            f'train.precision = "fp32": LLaMA-Factory opens a model in the type of its file, here {kept}, and makes only what '
+            "it trains fp32, so that without bf16 the types do not go together. Set train.precision to bf16, or save the "
+            "model in fp32 first."
+        )
+
+
+# The mix.
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """A file of the mix as LLaMA-Factory knows it; `system` where its examples have a system prompt."""
+
+    name: str
+    split: str
+    info: dict[str, Any]
+    system: bool
+
+
+def _data_sets(mix: Mix, validation: int) -> list[_DataSet]:
+    """A data set for each file: LLaMA-Factory would read a folder in the order of the disk, and all that is in it."""
+    found = []
+    left = validation
+    for split, files in (("train", mix.train), ("validation", mix.validation)):
+        for number, file in enumerate(file for file in files if file.stat().st_size):
+            rows = count_examples([file])
+            if not rows or (split == "validation" and not left):
+                continue
+            formatting, system = _formatting(file)
+            info: dict[str, Any] = {"file_name": str(file.resolve()), **formatting}
+            if split == "validation":
+                if left < rows:
+                    info["num_samples"] = left
+                left -= min(left, rows)
+            found.append(_DataSet(f"{split}-{number:05d}", split, info, system))
+    if not any(entry.split == "train" for entry in found):
+        raise InputError(str(mix.folder), "holds no example to train on", "Make the mix again")
+    return found
+
+
+def _formatting(file: Path) -> tuple[dict[str, Any], bool]:
+    """Format, columns and tags of a file, and whether there is a system prompt, by its first example.
+
+    Raises:
+        InputError: it is none of the instruct stage's formats.
+    """
+    chat = next(chats for _, chats in conversations([file], 1))[0]
+    system = chat[0]["role"] == "system"
+    if file.suffix == ".parquet":
+        names = set(pq.read_schema(file).names)
+    else:
+        with open(file, encoding="utf-8") as lines:
+            names = set(json.loads(next(lines)))
+    if "messages" in names:
+        tags = {"role_tag": "role", "content_tag": "content"}
+        speakers = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
+        return {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags | speakers}, system
+    if "conversations" in names:
+        tags = {"role_tag": "from", "content_tag": "value"}
+        speakers = {"user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"}
+        return {"formatting": "sharegpt", "columns": {"messages": "conversations"}, "tags": tags | speakers}, system
+    if "instruction" in names:
+        columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    else:
+        columns = {"prompt": "prompt", "response": "completion"}
+    if "system" in names:
+        columns["system"] = "system"
+    return {"formatting": "alpaca", "columns": columns}, system
+
+
+# The chat template.
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A template of LLaMA-Factory, as text.
+
+    Attributes:
+        thinking: what `enable_thinking` must be; None where it makes no difference.
+        asked, answered: what stands before the answer, as part of the prompt or of what is learned.
+        default: the system prompt where there is none.
+    """
+
+    name: str
+    system: str
+    user: str
+    answer: str
+    prefix: str = ""
+    asked: str = ""
+    answered: str = ""
+    default: str = ""
+    thinking: bool | None = None
+
+    def render(self, system: str, user: str, answer: str, first: str) -> tuple[str, str]:
+        """The prompt, and all with the answer; `first` is the token that begins a text."""
+        system = system or self.default
+        head = self.prefix.replace("{bos}", first) + (self.system.replace("{}", system) if system else "")
+        prompt = head + self.user.replace("{}", user)
+        return prompt + self.asked, prompt + self.asked + self.answered + self.answer.replace("{}", answer)
+
+
+_CHATML = _Form(
+    "qwen3_nothink",
+    system="<|im_start|>system\n{}<|im_end|>\n",
+    user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    answer="{}<|im_end|>\n",
+)
+_THOUGHT = "<think>\n\n</think>\n\n"
+FORMS = (
+    replace(_CHATML, name="qwen3", asked=_THOUGHT, thinking=False),
+    replace(_CHATML, name="qwen3", answered=_THOUGHT, thinking=True),
+    _CHATML,
+    replace(_CHATML, name="qwen", default="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    _Form(
+        "llama3",
+        system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+        user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer="{}<|eot_id|>",
+        prefix="{bos}",
+    ),
+)
+"""Templates of LLaMA-Factory that are known to the letter."""
+
+
+def _template(settings: TrainSettings, system: bool) -> _Form | bool:
+    """The template that renders as the model's own does, or, where none is known, whether the model is to think.
+
+    A model's type says too little: Qwen3 has been published with three templates.
+    """
+    tokenizer = open_tokenizer(settings.model)
+    encoder = Encoder(tokenizer, settings.template_arguments)
+    user, answer = "Translate: It is raining.", "Es regnet."
+    wanted = {}
+    for prompt in ("", "You are a translator.") if system else ("",):
+        turns = [{"role": "system", "content": prompt}] if prompt else []
+        chat = [*turns, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        encoder.encode([chat], "a sentence to try the chat template with")  # raises where the template fails
+        arguments = {"tokenize": False, **settings.template_arguments}
+        asked = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, **arguments)
+        wanted[prompt] = (asked, tokenizer.apply_chat_template(chat, add_generation_prompt=False, **arguments))
+    first = tokenizer.bos_token or ""
+    for form in FORMS:
+        if all(form.render(prompt, user, answer, first) == texts for prompt, texts in wanted.items()):
+            return form
+    return bool(settings.template_arguments.get("enable_thinking", True))
+
+
+# The keys of a stage.
+
+
+def _model(settings: TrainSettings) -> dict[str, Any]:
+    # LLaMA-Factory's own checkpointing leaves out frozen layers, also those that gradients pass through on their way to the
+    # trained ones below: what they keep would fill the memory. The trainer's checkpoints them all.
+    return {"flash_attn": _ATTENTION[settings.attention], "disable_gradient_checkpointing": True}
+
+
+def _freeze(number: int, layers: Any, modules: Sequence[str], selection: Selection) -> dict[str, Any]:
+    """The keys that train what is selected.
+
+    Raises:
+        SettingsError: LLaMA-Factory would train something else.
+    """
+    chosen, count = selection.layers, len(selection.layers)
+    where = f"train.stages: stage {number}: "
+    if chosen == tuple(range(selection.of - count, selection.of)):
+        trainable = count
+    elif chosen == tuple(range(count)):
+        trainable = -count
+    else:
+        raise SettingsError(
+            f"{where}layers = {json.dumps(layers)}: LLaMA-Factory trains the first or the last layers of a model, and of the "
+            f"{selection.of} of this one these are neither. Write bottom:N or top:N, or run corpusprep train without --export."
+        )
+    # It goes by parts of names, as adapter.py of 0.9.5 does: what these hit must be what is selected.
+    names = [*selection.trained, *selection.frozen]
+    outer = {name.split(".")[-2] for name in names if not re.search(r"\.\d+\.", name)}
+    extra = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    parts = [f".{layer}." for layer in chosen] + extra
+    hit = {name for name in names if any(part in name for part in parts)}
+    more = [name for name in selection.frozen if name in hit]
+    less = [name for name in selection.trained if name not in hit]
+    unknown = [name for name, part in ((name, name.rpartition(".")[2]) for name in modules) if part not in outer]
+    if unknown or more or less:
+        if unknown:
+            told = f"{unknown[0]!r} is not among the modules outside the layers that LLaMA-Factory can train ({', '.join(sorted(outer))})"
+        elif more:
+            told = f"LLaMA-Factory goes by parts of names, and {' or '.join(map(repr, parts))} hits {more[0]} too"
+        else:
+            told = f"LLaMA-Factory would leave {less[0]} frozen"
+        what = f"modules = {json.dumps(list(modules))}" if modules else f"layers = {json.dumps(layers)}"
+        raise SettingsError(f"{where}{what}: {told}. Leave it out, or run corpusprep train without --export.")
+    found: dict[str, Any] = {"freeze_trainable_layers": trainable, "freeze_trainable_modules": "all"}
+    return found | ({"freeze_extra_modules": ",".join(extra)} if extra else {})
+
+
+def _dataset(settings: TrainSettings, sets: Sequence[_DataSet], form: _Form | bool, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "dataset_dir": str(out),
+        "dataset": ",".join(entry.name for entry in sets if entry.split == "train"),
+    }
+    held_out = [entry.name for entry in sets if entry.split == "validation"]
+    if held_out:
+        found["eval_dataset"] = ",".join(held_out)
+    if isinstance(form, _Form):
+        found["template"] = form.name
+    thinking = form.thinking if isinstance(form, _Form) else form
+    if thinking is not None:
+        found["enable_thinking"] = thinking
+    found |= {"cutoff_len": settings.sequence_length, "packing": settings.packing, "neat_packing": settings.packing}
+    return found | {"mask_history": True, "preprocessing_num_workers": 8}
+
+
+def _output(settings: TrainSettings, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "logging_steps": settings.log_steps,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_steps,
+        "save_total_limit": 1,
+        "plot_loss": True,
+        "report_to": "none",
+    }
+
+
+def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "per_device_train_batch_size": load.micro_batch,
+        "gradient_accumulation_steps": load.accumulation,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[stage.schedule],
+    }
+    if stage.schedule == "cosine":
+        found["lr_scheduler_kwargs"] = {"min_lr": stage.min_learning_rate}
+    found |= {"warmup_ratio": stage.warmup, "num_train_epochs": stage.epochs}
+    if settings.max_steps is not None:
+        found["max_steps"] = settings.max_steps
+    found |= {
+        "optim": "adamw_torch",
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.precision != "fp32",
+        "pure_bf16": False,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+    if settings.gradient_checkpointing:
+        found["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    return found | {"seed": seed, "data_seed": seed, "ddp_timeout": 180_000_000}
+
+
+def _evaluation(sets: Sequence[_DataSet], load: Batches) -> list[_Section]:
+    if not any(entry.split == "validation" for entry in sets):
+        return []
+    return [("eval", {"do_eval": True, "eval_on_start": True, "per_device_eval_batch_size": load.micro_batch})]
+
+
+def _batches(settings: TrainSettings, mix: Mix) -> Batches:
+    import torch
+
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    processes = settings.processes or max(1, seen)
+    if settings.packing:
+        if settings.attention == "flash_attention_2":  # with which LLaMA-Factory packs for batches of one
+            settings = settings.model_copy(update={"micro_batch": 1})
+        return batches(settings, 0, 0, 0, processes)
+    encoder = Encoder(open_tokenizer(settings.model), settings.template_arguments)
+    found = preview(mix, encoder, settings.sequence_length)
+    return batches(settings, found.examples, found.mean, found.longest, processes)
+
+
+# The files.
+
+
+def _notes(config: Any, form: _Form | bool, load: Batches) -> dict[str, str]:
+    """What a key does not tell by itself."""
+    text = config.get_text_config(decoder=True)
+    found = {
+        "disable_gradient_checkpointing": "LLaMA-Factory's own, which leaves out frozen layers; see gradient_checkpointing",
+        "freeze_trainable_layers": "the first ones where negative, else the last",
+        "gradient_accumulation_steps": f"for {load.processes} {'devices' if load.processes > 1 else 'device'}",
+        "warmup_ratio": "a LLaMA-Factory with transformers 5.7 or later wants it as warmup_steps",
+        "bf16": "what is computed in; trained weights and their optimizer are fp32",
+    }
+    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        found["freeze_trainable_layers"] += (
+            "; needs transformers 5, for before it LLaMA-Factory takes experts for layers"
+        )
+    if not isinstance(form, _Form):
+        known = ", ".join(dict.fromkeys(form.name for form in FORMS))
+        found["enable_thinking"] = (
+            f"of LLaMA-Factory's templates {known} none renders as this model's own, so none is named, and LLaMA-Factory takes "
+            "what it can of the tokenizer's: look at the example that it prints, or add template: NAME"
+        )
+    return found
+
+
+def _yaml(sections: Sequence[_Section], notes: Mapping[str, str]) -> str:
+    lines = []
+    for title, keys in sections:
+        lines += ["", f"### {title}"]
+        for key, value in keys.items():
+            if key in notes:
+                lines.append(f"# {notes[key]}")
+            lines.append(f"{key}: {_scalar(value)}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_scalar(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, float):
+        digits, mark, power = repr(value).partition("e")  # YAML 1.1 takes 1e-05 for a string
+        return f"{digits if '.' in digits else f'{digits}.0'}{mark}{power}"
+    if (
+        isinstance(value, str)
+        and value.replace("_", "").replace("-", "").isalnum()
+        and value.isascii()
+        and value[0].isalpha()
+    ):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _readme(
+    settings: TrainSettings, out: Path, load: Batches, stages: Sequence[tuple[int, Selection, str, str]]
+) -> str:
+    rows = "\n".join(f"| {number} | {_told(chosen)} | `{start}` | `{end}` |" for number, chosen, start, end in stages)
+    commands = "\n".join(f"$ llamafactory-cli train stage-{number}.yaml" for number, *_ in stages)
+    sequences = load.micro_batch * load.accumulation * load.processes
+    unit = f"packed sequences of {settings.sequence_length:,} tokens" if settings.packing else "examples"
+    text = f"""# Stages for LLaMA-Factory
+
+`corpusprep train --export llamafactory` wrote these files, for LLaMA-Factory {VERSION}. Run the stages one after another:
+
+```console
+$ cd {shlex.quote(str(out))}
+{commands}
+```
+
+| stage | layers that are trained | from | to |
+| --- | --- | --- | --- |
+{rows}
+
+All paths are absolute: on another machine, export again. A step is {sequences:,} {unit} on {load.processes} \
+{"devices" if load.processes > 1 else "device"}; for another number of devices, change `gradient_accumulation_steps` in proportion.
+
+What is not as `corpusprep train` does it:
+
+- An example that is longer than `cutoff_len` is cut; `corpusprep train` leaves it out.
+- Where a template has a line break behind the token that ends an answer, that is learned too.
+- Trained layers are saved in fp32 beside frozen ones in the model's own type; the next stage opens all in the latter.
+- Nothing checks that frozen weights have stayed as they were.
+"""
+    if settings.parallelism == "fsdp":
+        text += '- The model is not sharded (`parallelism = "fsdp"`): each device holds all of it.\n'
+    return text
+
+
+def _told(chosen: Selection) -> str:
+    if not chosen.layers:
+        return f"none of {chosen.of}"
+    return f"{chosen.layers[0]} to {chosen.layers[-1]} of {chosen.of}, from 0"
