@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart test test-quality test-comet check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart train-demo test test-quality test-comet check bench clean-out all wheel help $(STAGES)
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ $(VENV)-comet/.installed: pyproject.toml
 
 test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
 	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_unbabel.py
+
+train-demo: $(STAMP)  ## both stages of the training on the quickstart's mix and a tiny model, on the CPU
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,train]'
+	test -d out/quickstart/mix || $(MAKE) quickstart
+	rm -rf out/train-demo
+	$(BIN)/python examples/tiny_model.py out/quickstart/mix out/train-demo/model
+	$(BIN)/corpusprep train examples/train_demo.toml --mix out/quickstart/mix --out out/train-demo/run
 
 check: $(STAMP)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

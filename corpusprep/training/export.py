@@ -66,12 +66,14 @@ def export_llamafactory(settings: TrainSettings, mix: str | Path, out: str | Pat
         end = str(out / f"stage-{number}")
         sections = [
             ("model", {"model_name_or_path": start, **_model(settings)}),
-            ("method", {"stage": "sft", "do_train": True, "finetuning_type": "freeze", **_freeze(number, stage.layers, stage.modules, selection)}),
+            ("method", {"stage": "sft", "do_train": True, **_freeze(number, whole, selection)}),
             ("dataset", _dataset(settings, sets, form, out)),
             ("output", _output(settings, end)),
             ("train", _train(settings, whole, load, seed)),
-            *_evaluation(sets, load),
-        ]  # fmt: skip
+        ]
+        if any(entry.split == "validation" for entry in sets):
+            measured = {"do_eval": True, "eval_on_start": True, "per_device_eval_batch_size": load.micro_batch}
+            sections.append(("eval", measured))
         texts[f"stage-{number}.yaml"] = _yaml(sections, _notes(config, form, load))
         told.append((number, selection, start, end))
         start = end
@@ -248,42 +250,41 @@ def _model(settings: TrainSettings) -> dict[str, Any]:
     return {"flash_attn": _ATTENTION[settings.attention], "disable_gradient_checkpointing": True}
 
 
-def _freeze(number: int, layers: Any, modules: Sequence[str], selection: Selection) -> dict[str, Any]:
+def _freeze(number: int, stage: WholeStage, selection: Selection) -> dict[str, Any]:
     """The keys that train what is selected.
 
     Raises:
         SettingsError: LLaMA-Factory would train something else.
     """
     chosen, count = selection.layers, len(selection.layers)
-    where = f"train.stages: stage {number}: "
+    named = f"train.stages: stage {number}: layers = {json.dumps(stage.layers)}"
+    if stage.modules:
+        named += f", modules = {json.dumps(stage.modules)}"
     if chosen == tuple(range(selection.of - count, selection.of)):
         trainable = count
     elif chosen == tuple(range(count)):
         trainable = -count
     else:
         raise SettingsError(
-            f"{where}layers = {json.dumps(layers)}: LLaMA-Factory trains the first or the last layers of a model, and of the "
-            f"{selection.of} of this one these are neither. Write bottom:N or top:N, or run corpusprep train without --export."
+            f"{named}: LLaMA-Factory trains the first or the last layers of a model, and of the {selection.of} of this one "
+            "these are neither. Write bottom:N or top:N, or train without --export."
         )
-    # It goes by parts of names, as adapter.py of 0.9.5 does: what these hit must be what is selected.
+    # It goes by parts of names (adapter.py of 0.9.5); what these hit must be what is selected, no more and no less.
     names = [*selection.trained, *selection.frozen]
-    outer = {name.split(".")[-2] for name in names if not re.search(r"\.\d+\.", name)}
-    extra = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    outside = sorted({name.split(".")[-2] for name in names if not re.search(r"\.\d+\.", name)})
+    extra = list(dict.fromkeys(name.rpartition(".")[2] for name in stage.modules))
     parts = [f".{layer}." for layer in chosen] + extra
     hit = {name for name in names if any(part in name for part in parts)}
-    more = [name for name in selection.frozen if name in hit]
-    less = [name for name in selection.trained if name not in hit]
-    unknown = [name for name, part in ((name, name.rpartition(".")[2]) for name in modules) if part not in outer]
-    if unknown or more or less:
-        if unknown:
-            told = f"{unknown[0]!r} is not among the modules outside the layers that LLaMA-Factory can train ({', '.join(sorted(outer))})"
-        elif more:
-            told = f"LLaMA-Factory goes by parts of names, and {' or '.join(map(repr, parts))} hits {more[0]} too"
-        else:
-            told = f"LLaMA-Factory would leave {less[0]} frozen"
-        what = f"modules = {json.dumps(list(modules))}" if modules else f"layers = {json.dumps(layers)}"
-        raise SettingsError(f"{where}{what}: {told}. Leave it out, or run corpusprep train without --export.")
-    found: dict[str, Any] = {"freeze_trainable_layers": trainable, "freeze_trainable_modules": "all"}
+    told = ""
+    if inside := [part for part in extra if part not in outside]:
+        told = f"LLaMA-Factory trains no {inside[0]} by itself, only {', '.join(outside)}, and layers"
+    elif more := [name for name in selection.frozen if name in hit]:
+        told = f"LLaMA-Factory goes by parts of names, and would train {more[0]} too (one of {len(more)})"
+    elif less := [name for name in selection.trained if name not in hit]:
+        told = f"LLaMA-Factory would leave {less[0]} frozen (one of {len(less)})"
+    if told:
+        raise SettingsError(f"{named}: {told}. Leave that out, or train without --export.")
+    found = {"finetuning_type": "freeze", "freeze_trainable_layers": trainable, "freeze_trainable_modules": "all"}
     return found | ({"freeze_extra_modules": ",".join(extra)} if extra else {})
 
 
@@ -301,7 +302,9 @@ def _dataset(settings: TrainSettings, sets: Sequence[_DataSet], form: _Form | bo
     if thinking is not None:
         found["enable_thinking"] = thinking
     found |= {"cutoff_len": settings.sequence_length, "packing": settings.packing, "neat_packing": settings.packing}
-    return found | {"mask_history": True, "preprocessing_num_workers": 8}
+    if settings.packing:
+        found["preprocessing_batch_size"] = 10_000
+    return found | {"preprocessing_num_workers": 8, "mask_history": True}
 
 
 def _output(settings: TrainSettings, folder: str) -> dict[str, Any]:
@@ -342,12 +345,6 @@ def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int)
     return found | {"seed": seed, "data_seed": seed, "ddp_timeout": 180_000_000}
 
 
-def _evaluation(sets: Sequence[_DataSet], load: Batches) -> list[_Section]:
-    if not any(entry.split == "validation" for entry in sets):
-        return []
-    return [("eval", {"do_eval": True, "eval_on_start": True, "per_device_eval_batch_size": load.micro_batch})]
-
-
 def _batches(settings: TrainSettings, mix: Mix) -> Batches:
     import torch
 
@@ -370,15 +367,14 @@ def _notes(config: Any, form: _Form | bool, load: Batches) -> dict[str, str]:
     text = config.get_text_config(decoder=True)
     found = {
         "disable_gradient_checkpointing": "LLaMA-Factory's own, which leaves out frozen layers; see gradient_checkpointing",
-        "freeze_trainable_layers": "the first ones where negative, else the last",
+        "freeze_trainable_layers": "the first ones where negative, else the last; all else stays frozen",
+        "preprocessing_batch_size": "examples that are packed at a time; of the usual 1000, up to 3% stay padding",
         "gradient_accumulation_steps": f"for {load.processes} {'devices' if load.processes > 1 else 'device'}",
-        "warmup_ratio": "a LLaMA-Factory with transformers 5.7 or later wants it as warmup_steps",
+        "warmup_ratio": "share of the steps; later versions of transformers call it warmup_steps",
         "bf16": "what is computed in; trained weights and their optimizer are fp32",
     }
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        found["freeze_trainable_layers"] += (
-            "; needs transformers 5, for before it LLaMA-Factory takes experts for layers"
-        )
+        found["freeze_trainable_layers"] += "; needs transformers 5: before it, experts are numbered as layers are"
     if not isinstance(form, _Form):
         known = ", ".join(dict.fromkeys(form.name for form in FORMS))
         found["enable_thinking"] = (
@@ -436,7 +432,7 @@ $ cd {shlex.quote(str(out))}
 {rows}
 
 All paths are absolute: on another machine, export again. A step is {sequences:,} {unit} on {load.processes} \
-{"devices" if load.processes > 1 else "device"}; for another number of devices, change `gradient_accumulation_steps` in proportion.
+{"devices" if load.processes > 1 else "device"}; with twice as many, halve `gradient_accumulation_steps`.
 
 What is not as `corpusprep train` does it:
 

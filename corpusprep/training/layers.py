@@ -150,6 +150,13 @@ def freeze(model: Any, selection: Selection) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
+def drop_input_gradients(model: Any) -> None:
+    """Undoes `enable_input_require_grads`, which transformers 5 does with gradient checkpointing: it is for adapters, and with a
+    frozen prefix it has all activations kept and computed again that freezing saves."""
+    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None) is not None:
+        model.disable_input_require_grads()
+
+
 def _tied(model: Any, modules: dict[str, Any]) -> set[str]:
     config = model.config.get_text_config(decoder=True)
     if not getattr(config, "tie_word_embeddings", False):

@@ -12,7 +12,7 @@ from typing import Any
 from corpusprep.training.plan import StagePlan
 from corpusprep.training.settings import TrainSettings
 
-_CURVE = ("step", "epoch", "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "num_tokens")
+_CURVE = ("step", "epoch", "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "num_input_tokens_seen")
 
 
 def write_outcome(
@@ -39,6 +39,7 @@ def write_outcome(
         "layers": list(plan.selection.layers),
         **facts,
         "steps": report["steps"],
+        "tokens_seen": report["tokens"],
         "seconds": report["seconds"],
         "losses": report["losses"],
         "checks": report["checks"],

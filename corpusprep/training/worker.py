@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from corpusprep.errors import CorpusprepError, RunError
 from corpusprep.store import digest
 from corpusprep.training.job import COMPLETE, ERROR, FINGERPRINT, TENSORS, Job, difference, send
-from corpusprep.training.layers import Selection, freeze, select
+from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select
 from corpusprep.training.tensors import compare, digests
 
 
@@ -37,11 +37,24 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.checks: dict[str, Any] = {}
         self.trainer: Any = None
         self._first = True
+        self._hook: Any = None
         self._mark = (time.monotonic(), 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        drop_input_gradients(model)
+        if self.selection.layers:
+            first = model.get_submodule(f"{self.selection.stack}.{self.selection.layers[0]}")
+            self._hook = first.register_forward_pre_hook(self._look, with_kwargs=True)
         self._mark = (time.monotonic(), 0.0)
         self._tell(state, kind="begin", total=state.max_steps, done=state.global_step)
+
+    def _look(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Whether a gradient flows out of the first trained layer, to where nothing is trained."""
+        if module.training:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self.checks["gradient_before_trained_layers"] = bool(hidden.requires_grad)
+            self._hook.remove()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self._first:
@@ -69,7 +82,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             raise RunError(
                 f"The loss is {loss} at step {state.global_step}. Lower train.learning_rate, or set train.precision to fp32."
             )
-        now, tokens = time.monotonic(), float((logs or {}).get("num_tokens", 0.0))
+        now, tokens = time.monotonic(), float(state.num_input_tokens_seen)
         speed = (tokens - self._mark[1]) / max(now - self._mark[0], 1e-9) if self._mark[1] else None
         self._mark = (now, tokens)
         self._tell(state, kind="log", loss=float(loss), speed=speed)
@@ -144,6 +157,7 @@ def configure(job: Job) -> Any:
         seed=job.seed,
         data_seed=job.seed,
         report_to="none",
+        include_num_input_tokens_seen="non_padding",  # TRL's own count begins anew with a resume
         disable_tqdm=True,
         packing=job.packing,
         eval_packing=False,
@@ -219,7 +233,7 @@ def train(job: Job) -> None:
         "history": history,
         "steps": trainer.state.global_step,
         "seconds": seconds,
-        "tokens": int(max((entry.get("num_tokens", 0) for entry in history), default=0)),
+        "tokens": trainer.state.num_input_tokens_seen,
         "checks": {
             **watch.checks,
             "frozen_tensors": len(selection.frozen),
