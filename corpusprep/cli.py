@@ -308,7 +308,7 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 
 
 @cli.command("settings")
-@click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "rejects", "stage"]))
+@click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "stage", "rejects", "train"]))
 def settings_command(stage: str | None) -> None:
     """Print the settings of STAGE, or of all, with their defaults and what they mean."""
     from corpusprep.single import describe_settings

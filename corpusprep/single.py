@@ -21,7 +21,7 @@ from corpusprep.arrow import shaped
 from corpusprep.codes import explicit
 from corpusprep.errors import InputError, SettingsError
 from corpusprep.passes import count_values, join
-from corpusprep.recipe import apply_overrides, validate
+from corpusprep.recipe import RejectsSettings, UserStage, apply_overrides, validate
 from corpusprep.report import columns
 from corpusprep.sources import SourceSettings
 from corpusprep.sources.delimited import cut
@@ -29,6 +29,7 @@ from corpusprep.sources.files import blocks
 from corpusprep.sources.lines import LineCutter, check_text, decode, gather
 from corpusprep.stage import PAIR_COLUMNS, Outcome, StageSettings
 from corpusprep.stages import balance, clean, dedup, instruct, langid, quality
+from corpusprep.training.settings import TrainSettings
 
 _ROWS, _BYTES = 65_536, 32 << 20
 _READ_REASONS = {1: "read.encoding", 2: "read.encoding", 3: "read.nul", 4: "read.columns"}
@@ -382,12 +383,17 @@ def _tsv(table: pa.Table, names: Sequence[str], path: Path) -> bytes:
 
 def describe_settings(stage: str | None) -> str:
     """The settings of a stage, of `source`, or of all: name, default, meaning."""
-    models: dict[str, type[BaseModel]] = {"source": SourceSettings} | {
-        name: model for name, (model, _) in STAGES.items()
+    models: dict[str, type[BaseModel]] = {
+        "source": SourceSettings,
+        **{name: model for name, (model, _) in STAGES.items()},
+        "stage": UserStage,
+        "rejects": RejectsSettings,
+        "train": TrainSettings,
     }
     chosen = models if stage is None else {stage: models[stage]}
     return "\n\n".join(
-        _describe(f"[[{name}]]" if name == "source" else f"[{name}]", model) for name, model in chosen.items()
+        _describe(f"[[{name}]]" if name in ("source", "stage") else f"[{name}]", model)
+        for name, model in chosen.items()
     )
 
 
@@ -406,6 +412,8 @@ def _describe(title: str, model: type[BaseModel], depth: int = 0) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "as below"
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        value = [item.model_dump(exclude_defaults=True) for item in value]
     return json.dumps(value, ensure_ascii=False, default=str) if value is not None else "none"
 
 

@@ -83,20 +83,18 @@ def chat(prompt: str, answer: str) -> Chat:
 
 
 def sums(count: int, random: Random, without: Iterable[str] = ()) -> list[Chat]:
-    """Different sums of four digits modulo 10, with their steps."""
+    """Different sums of five digits modulo 10, with their steps."""
     seen, made = set(without), []
     while len(made) < count:
-        numbers, signs = [random.randrange(10) for _ in range(4)], [random.choice("+-") for _ in range(3)]
-        terms = list(zip(signs, numbers[1:], strict=True))
-        prompt = f"Modulo 10: {numbers[0]}" + "".join(f"{sign}{number}" for sign, number in terms)
+        total, *terms = [random.randrange(10) for _ in range(5)]
+        prompt = f"Modulo 10: {'+'.join(map(str, (total, *terms)))}"
         if prompt in seen:
             continue
         seen.add(prompt)
-        value, steps = numbers[0], []
-        for sign, number in terms:
-            result = (value + number if sign == "+" else value - number) % 10
-            steps.append(f"{value}{sign}{number}={result}")
-            value = result
+        steps = []
+        for term in terms:
+            steps.append(f"{total}+{term}={(total + term) % 10}")
+            total = (total + term) % 10
         made.append(chat(prompt, "\n".join(steps)))
     return made
 

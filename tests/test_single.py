@@ -8,10 +8,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corpusprep import CorpusprepError, InputError, SettingsError
+from corpusprep.cli import cli
 from corpusprep.single import STAGES, describe_settings, run_stage
 
 ROWS = [
@@ -169,6 +171,9 @@ def test_settings_are_described() -> None:
     for name in STAGES:
         assert f"[{name}]" in text
     assert "max_distance = 3" in describe_settings("dedup")
+    for name, setting in (("source", "path ="), ("stage", "function ="), ("rejects", "text ="), ("train", "model =")):
+        assert setting in describe_settings(name)
+        assert CliRunner().invoke(cli, ["settings", name]).output.strip() == describe_settings(name)
     for line, following in zip(text.splitlines(), text.splitlines()[1:], strict=False):
         if " = " in line and line.startswith("  ") and not line.startswith("      "):
             assert following.strip(), line

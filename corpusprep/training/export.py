@@ -279,11 +279,12 @@ def _freeze(number: int, stage: WholeStage, selection: Selection) -> dict[str, A
     if inside := [part for part in extra if part not in outside]:
         told = f"LLaMA-Factory trains no {inside[0]} by itself, only {', '.join(outside)}, and layers"
     elif more := [name for name in selection.frozen if name in hit]:
-        told = f"LLaMA-Factory goes by parts of names, and would train {more[0]} too (one of {len(more)})"
+        part = next(part for part in parts if part in more[0])
+        told = f"LLaMA-Factory goes by parts of names: {part!r} would train {more[0]} too, one of {len(more)} that are to stay"
     elif less := [name for name in selection.trained if name not in hit]:
         told = f"LLaMA-Factory would leave {less[0]} frozen (one of {len(less)})"
     if told:
-        raise SettingsError(f"{named}: {told}. Leave that out, or train without --export.")
+        raise SettingsError(f"{named}: {told}. Ask for other layers and modules, or train without --export.")
     found = {"finetuning_type": "freeze", "freeze_trainable_layers": trainable, "freeze_trainable_modules": "all"}
     return found | ({"freeze_extra_modules": ",".join(extra)} if extra else {})
 
@@ -433,6 +434,7 @@ $ cd {shlex.quote(str(out))}
 
 All paths are absolute: on another machine, export again. A step is {sequences:,} {unit} on {load.processes} \
 {"devices" if load.processes > 1 else "device"}; with twice as many, halve `gradient_accumulation_steps`.
+A stage that is started again goes on from its last checkpoint; remove its folder to begin anew.
 
 What is not as `corpusprep train` does it:
 

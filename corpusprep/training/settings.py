@@ -21,10 +21,15 @@ class TrainStage(Settings):
     modules: tuple[str, ...] = ()
     """Further modules that are trained, by their exact name in the model, as `model.norm`."""
     learning_rate: Rate | None = None
+    """The highest of the schedule."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Where the cosine ends."""
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the steps in which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] | None = None
+    """How the learning rate falls."""
     epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the mix."""
 
     @field_validator("layers")
     @classmethod
@@ -70,6 +75,7 @@ class TrainSettings(Settings):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Ends a stage after so many steps: for a trial."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 for never."""
     sequence_length: Annotated[int, Field(ge=16)] = 4096

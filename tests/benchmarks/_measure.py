@@ -19,6 +19,7 @@ PEERS = {
     "opusfilter": ("opusfilter==3.3.1", "fasttext-predict==0.9.2.4"),
     "text-dedup": ("text-dedup==0.4.0",),
     "comet": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[comet]"),
+    "train": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[train]"),
 }
 
 

@@ -1,6 +1,6 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,scale] [--data FOLDER]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,train,scale] [--data FOLDER]
                                      [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
@@ -16,6 +16,7 @@ part measured is kept in DIR; `RESULTS.md` beside this file is written anew from
     comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights; on a GPU if there is
                   one. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
     rounds        rows that `quality.until = "budget"` scores, against scoring all
+    train         steps of layer-selective tuning against full fine-tuning (`layer_steps.py`); on a GPU too if there is one
     scale         whole runs of 1, 4 and 16 million rows
 """
 
@@ -346,6 +347,13 @@ def bench_rounds(out: Path, data: Path | None) -> list[Row]:
     return [row("rows scored to fill a budget", f"{some:,}", "scoring all", f"{every:,}", every / some, note)]
 
 
+def bench_train(out: Path, data: Path | None) -> list[Row]:
+    programs = environment("train", out)
+    command([programs / "python", HERE / "layer_steps.py"], out)
+    lines = (out / "last-command.log").read_text(encoding="utf-8").splitlines()
+    return [row(**found) for found in json.loads(lines[-1])]
+
+
 def bench_scale(out: Path, data: Path | None) -> list[Row]:
     """Whole runs, one after the other, each on data of its own size and with one budget."""
     rows, before = [], None
@@ -373,6 +381,7 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "pass1": bench_pass1,
     "comet": bench_comet,
     "rounds": bench_rounds,
+    "train": bench_train,
     "scale": bench_scale,
 }
 
