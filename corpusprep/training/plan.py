@@ -167,7 +167,8 @@ def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[St
 def activations(settings: TrainSettings, config: Any, chosen: Selection, precision: str) -> int | None:
     """Bytes that a device keeps of one forward pass for the backward pass; None where that cannot be told.
 
-    Counted, on tensors without content, for a model of two layers; a layer before the first that is trained keeps nothing.
+    Counted, on tensors without content, for a model of two layers, with the mask that packed examples have; a layer before the
+    first that is trained keeps nothing.
     """
     first = chosen.layers[0] if chosen.layers else chosen.of
     if any("embed" in name for name in chosen.trained):

@@ -309,6 +309,40 @@ def test_the_dry_run_counts_what_a_stage_trains(place: Path) -> None:
     assert "140 examples" in text
 
 
+@pytest.mark.parametrize("layers", ["bottom:2", "top:3", "2-4", "all"])
+def test_the_estimate_of_activations_is_what_is_kept(place: Path, layers: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from corpusprep.training.layers import freeze, select
+    from corpusprep.training.plan import activations, open_config
+
+    model = AutoModelForCausalLM.from_pretrained(place / "model")
+    chosen = select(model, layers, ())
+    freeze(model, chosen)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    asked = settings(place, gradient_checkpointing=False)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        half = torch.arange(asked.sequence_length // 2)  # two examples in a sequence: attention has a mask
+        ids = torch.zeros((1, asked.sequence_length), dtype=torch.long)
+        out = model.model(input_ids=ids, position_ids=torch.cat([half, half])[None], use_cache=False)
+    config = open_config(asked.model)
+    head = 2 * 4 * asked.sequence_length * config.vocab_size
+    estimate = activations(asked, config, chosen, "fp32")
+    assert estimate is not None
+    assert out.last_hidden_state.requires_grad
+    assert estimate - head == pytest.approx(sum(kept.values()), rel=0.05)
+    with_checkpoints = activations(settings(place), config, chosen, "fp32")
+    assert with_checkpoints is not None
+    assert with_checkpoints < estimate
+
+
 def test_the_command_line_answers_in_messages(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
