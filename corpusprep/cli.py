@@ -266,6 +266,12 @@ def agree_command(
 @click.option("--stage", type=click.IntRange(1), help="Only this stage; it starts from the one before.")
 @click.option("--resume", is_flag=True, help="Go on with what --out holds.")
 @click.option("--dry-run", is_flag=True, help="Print what is trained, steps and memory, and stop.")
+@click.option(
+    "--export",
+    type=(click.Choice(["llamafactory"]), click.Path(path_type=Path, file_okay=False)),
+    metavar="llamafactory DIR",
+    help="Write the files that run the same stages with LLaMA-Factory into DIR, and stop.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train_command(
     recipe: Path | None,
@@ -275,6 +281,7 @@ def train_command(
     stage: int | None,
     resume: bool,
     dry_run: bool,
+    export: tuple[str, Path] | None,
     quiet: bool,
 ) -> None:
     """Train a model on a mix, by the [train] table of RECIPE.
@@ -290,6 +297,12 @@ def train_command(
     settings, seed = load_train(recipe, overrides)
     if dry_run:
         click.echo(preview(settings, mix))
+        return
+    if export is not None:
+        from corpusprep.training import export_llamafactory
+
+        for path in export_llamafactory(settings, mix, export[1], seed=seed):
+            click.echo(path)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")

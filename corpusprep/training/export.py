@@ -26,6 +26,7 @@ VERSION = "0.9.5"
 
 _ATTENTION = {"auto": "auto", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 _SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # no strings to YAML 1.1
 _Section = tuple[str, dict[str, Any]]
 
 
@@ -402,12 +403,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, float):
         digits, mark, power = repr(value).partition("e")  # YAML 1.1 takes 1e-05 for a string
         return f"{digits if '.' in digits else f'{digits}.0'}{mark}{power}"
-    if (
-        isinstance(value, str)
-        and value.replace("_", "").replace("-", "").isalnum()
-        and value.isascii()
-        and value[0].isalpha()
-    ):
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) and value.lower() not in _WORDS:
         return value
     return json.dumps(value, ensure_ascii=False)
 

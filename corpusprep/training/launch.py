@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -331,8 +333,9 @@ class _Run:
         with open(log, "a", encoding="utf-8") as kept:
             kept.write(f"$ {shlex.join(command)}\n")
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
-            )
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace",
+                start_new_session=True,
+            )  # fmt: skip
             assert process.stdout is not None
             note = ""
             begun = False
@@ -354,7 +357,8 @@ class _Run:
                         note = f"loss {said['loss']:.4f}{speed}"
                 code = process.wait()
             except BaseException:
-                process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)  # accelerate would leave what it started behind
                 process.wait()
                 raise
             finally:

@@ -467,7 +467,7 @@ def test_llamafactory_itself_reads_all_that_and_trains_the_same(place: Path, tmp
     shutil.copytree(place / "model", half)
     AutoModelForCausalLM.from_pretrained(half).to(torch.bfloat16).save_pretrained(half)
     asked = settings(half, *stages, precision="auto", max_steps=5, micro_batch=2)
-    training = export_llamafactory(asked, place / "mix", tmp_path / "stages")[1:-1]
+    training = export_llamafactory(asked, place / "mix", tmp_path / "a é ${b}")[1:-1]
     exports: dict[str, tuple[TrainSettings, Path]] = {}
     for form in FORMATS:
         for system, container in ((None, "parquet"), ("You translate.", "jsonl"), ("Übersetze: 'so'", "parquet")):

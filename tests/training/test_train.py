@@ -287,6 +287,50 @@ def test_two_processes_with_shards_train_as_one(place: Path, trained: tuple[Path
     assert changed(place / "model", result.folders[0]) == set(result.reports[0]["fingerprint"]["trained"])
 
 
+def test_two_processes_without_packing(place: Path, tmp_path: Path) -> None:
+    asked = settings(place, processes=2, parallelism="ddp", packing=False, max_steps=2)
+    result = train(asked, place / "mix", tmp_path / "run", stage=1)
+    report = result.reports[0]
+    assert report["batches"]["processes"] == 2
+    assert report["batches"]["sequences"] == report["mix"]["examples"] == 140
+    mean = report["mix"]["tokens"] / 140
+    assert report["tokens_seen"] / 2 == pytest.approx(asked.batch_tokens, rel=0.2)
+    assert report["batches"]["micro_batch"] * report["batches"]["accumulation"] * 2 * mean == pytest.approx(
+        1024, rel=0.2
+    )
+    assert changed(place / "model", result.folders[0]) == set(report["fingerprint"]["trained"])
+
+
+def test_an_interrupted_training_leaves_no_process(place: Path, tmp_path: Path) -> None:
+    """As with Ctrl-C: what was started ends, and the lock is free."""
+    out = tmp_path / "run"
+    script = (
+        "import sys; from pathlib import Path; from corpusprep.training import TrainSettings, train;"
+        "train(TrainSettings.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3], stage=1)"
+    )
+    (tmp_path / "recipe.json").write_text(settings(place, epochs=50).model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(place / "mix"), str(out)]
+    )
+    deadline = time.monotonic() + 240
+    try:
+        while not list(out.glob(f".work/stage-1/checkpoints/*/{COMPLETE}")):
+            assert process.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    while any(str(out) in line for line in command_lines()):
+        assert time.monotonic() < deadline, "a process goes on"
+        time.sleep(0.1)
+
+
+def command_lines() -> list[str]:
+    """Of all processes: what `ps` shows is what ends with them."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def test_a_loss_that_is_no_number_ends_the_stage(place: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(place / "model", broken)
