@@ -18,7 +18,16 @@ from corpusprep.errors import InputError, RunError, SettingsError
 from corpusprep.store import writing
 from corpusprep.training.examples import Encoder, Mix, conversations, find_mix
 from corpusprep.training.layers import Selection, select
-from corpusprep.training.plan import Batches, batches, count_examples, open_config, open_tokenizer, preview, skeleton
+from corpusprep.training.plan import (
+    Batches,
+    batches,
+    check_length,
+    count_examples,
+    open_config,
+    open_tokenizer,
+    preview,
+    skeleton,
+)
 from corpusprep.training.settings import TrainSettings, WholeStage
 
 VERSION = "0.9.5"
@@ -53,6 +62,7 @@ def export_llamafactory(settings: TrainSettings, mix: str | Path, out: str | Pat
     sets = _data_sets(found, settings.validation_examples)
     form = _template(settings, any(entry.system for entry in sets))
     config = open_config(settings.model)
+    check_length(settings, config)
     model = skeleton(config)
     _check(settings, model)
     load = _batches(settings, found)

@@ -24,6 +24,7 @@ from corpusprep.training.outcome import write_outcome
 from corpusprep.training.plan import (
     StagePlan,
     batches,
+    check_length,
     describe,
     open_config,
     open_tokenizer,
@@ -71,7 +72,7 @@ def dry_run(settings: TrainSettings, mix: str | Path) -> str:
     precision, devices = _precision(settings), _devices()
     stages = plan_stages(settings, config, precision)
     seen = preview(found, Encoder(tokenizer, settings.template_arguments), settings.sequence_length)
-    _check_length(settings, config)
+    check_length(settings, config)
     processes = settings.processes or max(1, len(devices))
     sequences = seen.examples
     if settings.packing:
@@ -113,7 +114,7 @@ def train(
         raise SettingsError(f"--stage {stage}: the recipe has {len(settings.stages)} stages, from 1.")
     found = find_mix(mix)
     config = open_config(settings.model)
-    _check_length(settings, config)
+    check_length(settings, config)
     with lock(out):
         return _Run(settings, found, out, settings.seed if settings.seed is not None else seed, progress).go(
             config, stage, resume
@@ -395,14 +396,6 @@ def _pack(folder: Path, settings: TrainSettings) -> int:
 def _counts(rows: Tokenised) -> Mapping[str, int]:
     names = ("examples", "tokens", "answer_tokens", "too_long", "longest")
     return {name: getattr(rows, name) for name in names}
-
-
-def _check_length(settings: TrainSettings, config: Any) -> None:
-    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if most is not None and settings.sequence_length > most:
-        raise SettingsError(
-            f"train.sequence_length = {settings.sequence_length}, but the model reads {most} tokens at most."
-        )
 
 
 def _devices() -> list[int]:

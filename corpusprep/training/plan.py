@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from corpusprep.errors import RunError
+from corpusprep.errors import RunError, SettingsError
 from corpusprep.report import columns
 from corpusprep.training.examples import Encoder, Mix, conversations
 from corpusprep.training.layers import Selection, find_layers, select
@@ -143,6 +143,15 @@ def _dtype(config: Any) -> Any:
 
     found = getattr(config, "dtype", None) or torch.float32
     return getattr(torch, found) if isinstance(found, str) else found
+
+
+def check_length(settings: TrainSettings, config: Any) -> None:
+    """Raises SettingsError where a sequence is longer than the model reads."""
+    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most is not None and settings.sequence_length > most:
+        raise SettingsError(
+            f"train.sequence_length = {settings.sequence_length}, but the model reads {most} tokens at most."
+        )
 
 
 def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[StagePlan]:
