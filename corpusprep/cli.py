@@ -352,7 +352,9 @@ def _guard(call: Callable[[], Any]) -> Any:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. Start the same command again: it goes on where it stopped.", err=True)
+        click.echo(
+            "\nInterrupted. Start the same command again (train: with --resume): it goes on where it stopped.", err=True
+        )
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

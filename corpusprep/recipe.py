@@ -145,6 +145,11 @@ def load_train(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[
         SettingsError: there is no such table, or a key or value in it is not understood.
     """
     text, data = _read(path)
+    for override in overrides:
+        if not override.startswith(("train.", "seed=")):
+            raise SettingsError(
+                f"--set {override}: a training looks at train.… and seed alone, as in --set train.seed=2."
+            )
     apply_overrides(data, overrides)
     if "train" not in data:
         raise SettingsError(

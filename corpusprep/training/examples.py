@@ -47,18 +47,17 @@ class Tokenised:
     """What became of the examples.
 
     Attributes:
-        file: an Arrow stream with `input_ids` and `labels`.
         examples, tokens: how many there are.
         answer_tokens: tokens that bear loss.
-        too_long: examples left out since they are longer than a sequence.
+        too_long, without_answer: examples left out since they are longer than a sequence, or hold nothing to learn.
         longest: tokens of the longest that was kept.
     """
 
-    file: str
     examples: int
     tokens: int
     answer_tokens: int
     too_long: int
+    without_answer: int
     longest: int
 
 
@@ -126,8 +125,11 @@ def _rows(file: Path) -> Iterator[list[Any]]:
         else:
             with open(file, encoding="utf-8") as lines:
                 rows: list[Any] = []
-                for line in lines:
-                    rows.append(json.loads(line))
+                for number, line in enumerate(lines):
+                    try:
+                        rows.append(json.loads(line))
+                    except ValueError:
+                        raise InputError(str(file), "is not JSON", "Make the mix again", number) from None
                     if len(rows) == _BATCH:
                         yield rows
                         rows = []
@@ -140,6 +142,8 @@ def _rows(file: Path) -> Iterator[list[Any]]:
 def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
     turns: list[dict[str, str]] = []
     try:
+        if not isinstance(example, dict):
+            raise TypeError
         if "messages" in example:
             turns = [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"]]
         elif "conversations" in example:
@@ -160,6 +164,8 @@ def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
         ) from None  # fmt: skip
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(t["content"], str) for t in turns):
         raise InputError(str(file), "does not end with an answer to a prompt", "Make the mix again", row)
+    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn["content"]):
+        raise InputError(str(file), "holds half a surrogate pair, which is no text", "Make the mix again", row)
     return turns
 
 
@@ -187,13 +193,14 @@ class Encoder:
             raise RunError(f"{name}: its tokenizer is a slow one. Save it once with AutoTokenizer(..., use_fast=True).")
 
     def encode(self, chats: list[list[dict[str, str]]], where: str) -> list[tuple[I32, I32]]:
-        """Tokens and labels of conversations: what follows the prompt bears loss, up to the token that ends the answer.
+        """Tokens and labels of conversations: what follows the prompt bears loss, but for white space behind the answer's end.
 
         Args:
             where: the first one's place, for messages.
 
         Raises:
-            RunError: the template renders the prompt alone in another way than before an answer, or fails.
+            RunError: the template renders the prompt alone in another way than before an answer, or fails; or a prompt ends
+                within a token.
         """
         import jinja2
 
@@ -201,6 +208,9 @@ class Encoder:
             asked = self._render([chat[:-1] for chat in chats], True)
             full = self._render(chats, False)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
+            if len(chats) > 1:  # to name the example
+                for k, chat in enumerate(chats):
+                    self.encode([chat], f"{where} (example {k} from there)")
             raise RunError(
                 f"{where}: the chat template of {self._tokenizer.name_or_path} fails: {error}. Where it refuses a system "
                 "prompt, leave out instruct.system."
@@ -214,16 +224,20 @@ class Encoder:
                 "wants them (for a model that thinks, enable_thinking = false)."
             )
         found = self._tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
-        end = self._tokenizer.eos_token_id
+        prompts = self._tokenizer(asked, add_special_tokens=False)["input_ids"]
         out = []
-        for prompt, ids, places in zip(asked, found["input_ids"], found["offset_mapping"], strict=True):
-            tokens = np.array(ids, np.int32)
+        for k, (prompt, text) in enumerate(zip(asked, full, strict=True)):
+            tokens = np.array(found["input_ids"][k], np.int32)
             labels = tokens.copy()
-            ends = np.array(places, np.int64).reshape(-1, 2)[:, 1]
-            labels[ends <= len(prompt)] = IGNORED
-            closing = np.flatnonzero(labels == end)
-            if closing.size:  # white space behind it is the template's
-                labels[closing[-1] + 1 :] = IGNORED
+            begins = np.array(found["offset_mapping"][k], np.int64).reshape(-1, 2)[:, 0]
+            if not np.array_equal(prompts[k], tokens[: len(prompts[k])]):
+                raise RunError(
+                    f"{where} (example {k} from there): the tokenizer of {self._tokenizer.name_or_path} makes one token of the "
+                    f"end of the prompt, {prompt[-20:]!r}, and the beginning of the answer. So what is learned would not be "
+                    "what is asked later. A chat template must end a prompt where a token ends."
+                )
+            labels[: len(prompts[k])] = IGNORED
+            labels[begins >= len(text.rstrip())] = IGNORED  # the template's, behind the token that ends the answer
             out.append((tokens, labels))
         return out
 
@@ -249,13 +263,15 @@ def tokenise(
         out: the file to write.
         limit: examples to take, from the first.
     """
-    examples = tokens = answers = too_long = top = 0
+    examples = tokens = answers = too_long = empty = top = 0
     progress.start("tokenise", limit, "examples")
     with writing(out) as scratch, pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
         for where, chats in conversations(files, limit):
             encoded = encoder.encode(chats, where)
-            kept = [pair for pair in encoded if len(pair[0]) <= longest and (pair[1] != IGNORED).any()]
-            too_long += len(encoded) - len(kept)
+            short = [pair for pair in encoded if len(pair[0]) <= longest]
+            kept = [pair for pair in short if (pair[1] != IGNORED).any()]
+            too_long += len(encoded) - len(short)
+            empty += len(short) - len(kept)
             progress.advance(len(encoded))
             if not kept:
                 continue
@@ -271,4 +287,4 @@ def tokenise(
             answers += sum(int((pair[1] != IGNORED).sum()) for pair in kept)
             top = max(top, int(sizes.max()))
     progress.end()
-    return Tokenised(str(out), examples, tokens, answers, too_long, top)
+    return Tokenised(examples, tokens, answers, too_long, empty, top)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 COMPLETE = "corpusprep.json"
 """In a checkpoint's folder: it is whole, and what it was made of."""
-FINGERPRINT = "started.json"
 TENSORS = "tensors.json"
 """In a stage's folder: the digest of each tensor."""
 ERROR = "error.txt"
@@ -74,14 +74,27 @@ class Job:
 
 def send(what: dict[str, Any]) -> None:
     """Says something to the launcher."""
-    print(_SIGN + json.dumps(what), flush=True)
+    # In one write, at the beginning of a line: other processes and threads write to the same pipe.
+    os.write(1, f"\n{_SIGN}{json.dumps(what)}\n".encode())
 
 
 def received(line: str) -> dict[str, Any] | None:
     """What a line of output says to the launcher; None where it is for the log."""
     if not line.startswith(_SIGN):
         return None
-    found: dict[str, Any] = json.loads(line[1:])
+    try:
+        found: dict[str, Any] = json.loads(line[1:])
+    except ValueError:
+        return None
+    return found
+
+
+def made_of(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint was made of, by its mark; None where it is not whole."""
+    try:
+        found: dict[str, Any] = json.loads((checkpoint / COMPLETE).read_text())
+    except (OSError, ValueError):
+        return None
     return found
 
 
@@ -90,6 +103,7 @@ _WORDS = {
     "mix": "the mix",
     "seed": "the seed",
     "model": "the model that it started from",
+    "start": "the model that it started from",
     "processes": "the number of processes",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import shlex
 import signal
@@ -17,9 +18,9 @@ from typing import Any
 
 from corpusprep.errors import RunError, SettingsError
 from corpusprep.report import Progress
-from corpusprep.store import commit, digest, lock, remove
+from corpusprep.store import commit, digest, large_file_digest, lock, remove
 from corpusprep.training.examples import Encoder, Mix, Tokenised, find_mix, tokenise
-from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, received
+from corpusprep.training.job import ERROR, TENSORS, Job, difference, made_of, received
 from corpusprep.training.outcome import write_outcome
 from corpusprep.training.plan import (
     StagePlan,
@@ -73,11 +74,7 @@ def dry_run(settings: TrainSettings, mix: str | Path) -> str:
     stages = plan_stages(settings, config, precision)
     seen = preview(found, Encoder(tokenizer, settings.template_arguments), settings.sequence_length)
     check_length(settings, config)
-    processes = settings.processes or max(1, len(devices))
-    sequences = seen.examples
-    if settings.packing:
-        sequences = max(1, round(seen.examples * seen.mean / settings.sequence_length / 0.98))
-    shown = batches(settings, sequences, seen.mean, seen.longest, processes)
+    shown = batches(settings, seen.sequences(settings), seen.mean, seen.longest, _processes(settings, devices))
     return describe(settings, stages, shown, precision, seen, devices)
 
 
@@ -125,21 +122,20 @@ class _Run:
     def __init__(self, settings: TrainSettings, mix: Mix, out: Path, seed: int, progress: Progress) -> None:
         self.settings, self.mix, self.out, self.seed, self.progress = settings, mix, out, seed, progress
         self.precision, self.devices = _precision(settings), _devices()
-        self.processes = settings.processes or max(1, len(self.devices))
+        self.processes = _processes(settings, self.devices)
         self.result = TrainResult()
 
     def go(self, config: Any, only: int | None, resume: bool) -> TrainResult:
         plans = plan_stages(self.settings, config, self.precision)
         wanted = [only] if only is not None else list(range(1, len(plans) + 1))
-        self._check_folder(wanted, resume)
-        data = self._tokenise()
+        self._check_folder([plans[number - 1] for number in wanted], resume)
+        data = None
         for number in wanted:
             plan = plans[number - 1]
             folder = self.out / f"stage-{number}"
             previous = self.out / f"stage-{number - 1}" if number > 1 else None
-            if previous is not None and not (previous / TENSORS).is_file():
-                raise RunError(f"{previous}: is not there, and stage {number} starts from it. Train it first.")
             if not folder.exists():
+                data = data or self._tokenise()
                 self._train(plan, data, folder, previous)
             else:
                 self._check_done(plan, folder)
@@ -147,12 +143,26 @@ class _Run:
             self.result.reports.append(json.loads((folder / "training.json").read_text()))
         return self.result
 
-    def _check_folder(self, wanted: list[int], resume: bool) -> None:
+    def _check_folder(self, plans: list[StagePlan], resume: bool) -> None:
+        """Refuses what cannot be gone on with before anything is done or lost."""
+        wanted = [plan.number for plan in plans]
         there = [n for n in wanted if (self.out / f"stage-{n}").exists()]
-        begun = [n for n in wanted if self._checkpoint(n) is not None]
+        begun = [n for n in wanted if n not in there and self._checkpoint(n) is not None]
         if not resume and (there or begun):
             what = f"stage-{there[0]}" if there else f"an interrupted stage {begun[0]}"
             raise RunError(f"{self.out}: holds {what} already. Go on with --resume, or choose another --out.")
+        for plan in plans:
+            if plan.number in there:
+                self._check_done(plan, self.out / f"stage-{plan.number}")
+            elif (checkpoint := self._checkpoint(plan.number)) is not None and (
+                told := difference(made_of(checkpoint) or {}, self._fingerprint(plan))
+            ):
+                raise RunError(f"{self.out}: stage {plan.number} cannot be gone on with: {told}")
+        before = wanted[0] - 1
+        if before and not (self.out / f"stage-{before}" / TENSORS).is_file():
+            raise RunError(
+                f"{self.out / f'stage-{before}'}: is not there, and stage {before + 1} starts from it. Train it first."
+            )
 
     def _tokenise(self) -> tuple[Tokenised, str, Tokenised | None, int]:
         """The data set that is trained on, and the examples that are held out."""
@@ -162,12 +172,12 @@ class _Run:
         key = digest(
             self.mix.checksum, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
             settings.template_arguments, settings.sequence_length, settings.packing, settings.validation_examples,
-            importlib.metadata.version("trl"), [str(file) for file in self.mix.validation],
+            importlib.metadata.version("trl"), [large_file_digest(file) for file in self.mix.validation],
         )  # fmt: skip
         folder = self.out / ".work" / "data" / key
         if not folder.exists():
-            remove(folder.parent)
             scratch = folder.with_name(f"{key}.tmp")
+            remove(scratch)
             scratch.mkdir(parents=True)
             longest = settings.sequence_length
             rows = tokenise(self.mix.train, encoder, longest, scratch / "train.arrow", self.progress)
@@ -183,6 +193,9 @@ class _Run:
             facts = {"train": vars(rows), "validation": vars(held) if held else None, "sequences": sequences}
             (scratch / "facts.json").write_text(json.dumps(facts))
             commit(scratch, folder)
+            for other in folder.parent.iterdir():
+                if other != folder:
+                    remove(other)
         facts = json.loads((folder / "facts.json").read_text())
         train, held_out = (Tokenised(**facts[name]) if facts[name] else None for name in ("train", "validation"))
         assert train is not None
@@ -224,7 +237,7 @@ class _Run:
             learning_rate=stage.learning_rate,
             min_learning_rate=stage.min_learning_rate,
             schedule=stage.schedule,
-            warmup_steps=-(-int(stage.warmup * steps * 1000) // 1000),
+            warmup_steps=min(math.ceil(stage.warmup * steps), steps - 1),  # the first rate of a rise is 0
             epochs=stage.epochs,
             max_steps=settings.max_steps,
             weight_decay=settings.weight_decay,
@@ -236,10 +249,6 @@ class _Run:
             resume=str(checkpoint) if checkpoint is not None else None,
             launcher=os.getpid(),
         )
-        if checkpoint is not None and (
-            told := difference(json.loads((checkpoint / COMPLETE).read_text()), job.fingerprint)
-        ):
-            raise RunError(f"{self.out}: stage {plan.number} cannot be gone on with: {told}")
         job.write(work / "job.json")
         command = self._command(plan, work)
         self.result.commands.append(shlex.join(command))
@@ -254,6 +263,7 @@ class _Run:
                 "batches": vars(load),
                 "precision": self.precision,
                 "fingerprint": job.fingerprint,
+                "started_from": _digest_of(previous) if previous is not None else settings.model,
                 "versions": {name: importlib.metadata.version(name) for name in (*_PACKAGES, "corpusprep")},
             },
         )  # fmt: skip
@@ -278,22 +288,26 @@ class _Run:
 
     def _check_done(self, plan: StagePlan, folder: Path) -> None:
         try:
-            before = json.loads((folder / "training.json").read_text())["fingerprint"]
+            report = json.loads((folder / "training.json").read_text())
+            before = {**report["fingerprint"], "start": report["started_from"]}
         except (OSError, ValueError, KeyError):
             raise RunError(f"{folder}: is no stage of corpusprep train. Choose another --out.") from None
-        if told := difference(before, self._fingerprint(plan)):
+        previous = self.out / f"stage-{plan.number - 1}"
+        # Where the stage before is not there any more, its tensors cannot be asked for; it is not trained again for that.
+        start = self.settings.model if plan.number == 1 else _digest_of(previous) or before["start"]
+        if told := difference(before, {**self._fingerprint(plan), "start": start}):
             raise RunError(f"{folder}: is done already, but not with these settings: {told}")
 
     def _checkpoint(self, number: int) -> Path | None:
         """The last whole checkpoint of a stage; what a killed run left half written is not looked at."""
         folder = self.out / ".work" / f"stage-{number}" / "checkpoints"
-        whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+        whole = [path for path in folder.glob("checkpoint-*") if made_of(path) is not None]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     def _command(self, plan: StagePlan, work: Path) -> list[str]:
         parallel = self.settings.parallelism
         if parallel == "auto":
-            fits = not self.devices or plan.memory.total <= min(self.devices)
+            fits = not self.devices or plan.memory.total is None or plan.memory.total <= min(self.devices)
             parallel = "ddp" if fits else "fsdp"
         config: dict[str, Any] = {
             "compute_environment": "LOCAL_MACHINE",
@@ -305,6 +319,8 @@ class _Run:
             "use_cpu": not self.devices,
             "main_process_port": 0,
         }
+        if self.processes == 1 and len(self.devices) > 1:
+            config["gpu_ids"] = "0"
         if self.processes > 1:
             config["distributed_type"] = "MULTI_GPU"  # which is what starts several, on CPUs too
             if parallel == "fsdp":
@@ -368,9 +384,11 @@ class _Run:
         if code == 0 and (work / "report.json").is_file():
             return
         error = work / ERROR
-        told = error.read_text() if error.is_file() else f"its processes ended with exit code {code}."
+        if error.is_file() and (told := error.read_text()):
+            raise RunError(f"stage {plan.number}: {told}\nAll that it said is in {log}.")
         raise RunError(
-            f"stage {plan.number}: {told}\nAll that it said is in {log}. What is done is kept: go on with --resume."
+            f"stage {plan.number}: its processes ended with exit code {code}. All that they said is in {log}. What is done is "
+            "kept: go on with --resume."
         )
 
 
@@ -393,8 +411,22 @@ def _pack(folder: Path, settings: TrainSettings) -> int:
     return len(rows)
 
 
+def _digest_of(stage: Path) -> str | None:
+    """Of the tensors that a stage left; None where it is not there."""
+    try:
+        return digest(json.loads((stage / TENSORS).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _processes(settings: TrainSettings, devices: list[int]) -> int:
+    if settings.processes is not None and devices and settings.processes > len(devices):
+        raise SettingsError(f"train.processes = {settings.processes}, but {len(devices)} GPUs are seen.")
+    return settings.processes or max(1, len(devices))
+
+
 def _counts(rows: Tokenised) -> Mapping[str, int]:
-    names = ("examples", "tokens", "answer_tokens", "too_long", "longest")
+    names = ("examples", "tokens", "answer_tokens", "too_long", "without_answer", "longest")
     return {name: getattr(rows, name) for name in names}
 
 

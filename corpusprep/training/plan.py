@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpusprep.errors import RunError, SettingsError
+from corpusprep.errors import InputError, RunError, SettingsError
 from corpusprep.report import columns
 from corpusprep.training.examples import Encoder, Mix, conversations
 from corpusprep.training.layers import Selection, find_layers, select
@@ -35,8 +36,10 @@ class Memory:
     activations: int | None
 
     @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + (self.activations or 0) + _RESERVED
+    def total(self) -> int | None:
+        if self.activations is None:
+            return None
+        return self.weights + self.gradients + self.optimizer + self.activations + _RESERVED
 
 
 @dataclass(frozen=True)
@@ -186,10 +189,13 @@ def activations(settings: TrainSettings, config: Any, chosen: Selection, precisi
     tokens = settings.micro_batch * settings.sequence_length
     text = config.get_text_config(decoder=True)
     head = 2 * 4 * min(tokens, _HEAD_ROWS) * int(text.vocab_size)
+    logging.disable(logging.CRITICAL)  # torch logs a trace before it raises
     try:
         both, top, bottom = (saved_bytes(config, which, tokens, precision) for which in ((0, 1), (1,), (0,)))
-    except Exception:  # a model whose shape cannot be cut to two layers so
+    except Exception:  # a model that cannot be cut to two layers so, or computes what a tensor without content cannot
         return None
+    finally:
+        logging.disable(logging.NOTSET)
     layer, rest = both - top, max(0, 2 * top - both)
     through = max(0, bottom - rest - layer)  # a frozen layer behind a trained one
     of_trained = len(chosen.layers)
@@ -250,11 +256,22 @@ class Preview:
     longest: int
     too_long: int
 
+    @property
+    def kept(self) -> int:
+        """Examples that are not too long, about."""
+        return round(self.examples * (1 - self.too_long / max(self.sampled, 1)))
+
+    def sequences(self, settings: TrainSettings) -> int:
+        """Of the data set, about: packed ones, or examples."""
+        if not settings.packing:
+            return self.kept
+        return max(1, round(self.kept * self.mean / settings.sequence_length / _PACKED))
+
 
 def preview(mix: Mix, encoder: Encoder, longest: int) -> Preview:
     """Counts the tokens of the first examples; the mix is shuffled."""
     sizes: list[int] = []
-    for where, chats in islice(conversations(mix.train, _SAMPLE), _SAMPLE):
+    for where, chats in conversations(mix.train, _SAMPLE):
         sizes += [len(ids) for ids, _ in encoder.encode(chats, where)]
     kept = [size for size in sizes if size <= longest]
     return Preview(
@@ -269,11 +286,14 @@ def preview(mix: Mix, encoder: Encoder, longest: int) -> Preview:
 def count_examples(files: Sequence[Path]) -> int:
     count = 0
     for file in files:
-        if file.suffix == ".parquet":
-            count += int(pq.read_metadata(file).num_rows)
-        else:
-            with open(file, "rb") as lines:
-                count += sum(1 for _ in lines)
+        try:
+            if file.suffix == ".parquet":
+                count += int(pq.read_metadata(file).num_rows)
+            else:
+                with open(file, "rb") as lines:
+                    count += sum(1 for _ in lines)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(str(file), f"cannot be read ({error})", "Make the mix again") from None
     return count
 
 
@@ -298,14 +318,14 @@ def describe(
             (
                 str(plan.number), _layers(plan.selection), f"{plan.trained:,}", f"{plan.frozen:,}",
                 f"{plan.trained / max(plan.trained + plan.frozen, 1):.1%}", f"{steps:,}", _gib(m.weights), _gib(m.gradients),
-                _gib(m.optimizer), "?" if m.activations is None else _gib(m.activations), _gib(m.total), _fits(m.total, devices),
+                _gib(m.optimizer), _gib(m.activations), _gib(m.total), _fits(m.total, devices),
             )
         )  # fmt: skip
     head = (
         "stage", "layers", "trained", "frozen", "share", "steps", "weights", "gradients", "optimizer", "activations",
         "in all, GiB", "fits",
     )  # fmt: skip
-    tokens = seen.examples * (1 - seen.too_long / max(seen.sampled, 1)) * seen.mean
+    tokens = seen.kept * seen.mean
     a_step = (
         settings.sequence_length * _PACKED if settings.packing else seen.mean
     ) * shown.micro_batch * shown.accumulation * shown.processes  # fmt: skip
@@ -330,11 +350,13 @@ def _layers(chosen: Selection) -> str:
     return f"{numbers} of {chosen.of}"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
+def _gib(size: int | None) -> str:
+    return "?" if size is None else f"{size / 2**30:.2f}"
 
 
-def _fits(total: int, devices: list[int]) -> str:
+def _fits(total: int | None, devices: list[int]) -> str:
+    if total is None:
+        return "?"
     if devices:
         return "yes" if total <= min(devices) else f"no: the GPU has {min(devices) / 2**30:.0f} GiB; shard it (fsdp)"
     room = next((size for size in _SIZES if total <= size * 2**30), None)

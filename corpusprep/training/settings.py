@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from corpusprep.stage import Settings
 
@@ -108,6 +108,17 @@ class TrainSettings(Settings):
     """Steps between points of the loss curve."""
     validation_examples: Annotated[int, Field(ge=0)] = 1000
     """Examples of the mix's validation split whose loss is measured before and after each stage; 0 for none."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> TrainSettings:
+        for stage in self.stages:
+            whole = self.of(stage)
+            if whole.schedule == "cosine" and whole.min_learning_rate > whole.learning_rate:
+                raise ValueError(
+                    f"min_learning_rate = {whole.min_learning_rate} is above learning_rate = {whole.learning_rate}: the cosine "
+                    "would rise"
+                )
+        return self
 
     def of(self, stage: TrainStage) -> WholeStage:
         """A stage with all that it does not set itself."""

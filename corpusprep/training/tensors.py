@@ -21,6 +21,13 @@ def tensor_digest(tensor: Any) -> str:
     return state.hexdigest()
 
 
+def tensors_of(model: Any) -> dict[str, Any]:
+    """name -> tensor: all parameters, each once, and the buffers that are saved."""
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own = dict(model.named_parameters())
+    return own | {name: tensor for name, tensor in model.state_dict().items() if name not in again}
+
+
 def digests(tensors: Iterable[tuple[str, Any]]) -> dict[str, str]:
     """name -> digest."""
     named = list(tensors)
@@ -35,6 +42,7 @@ class Changes:
     Attributes:
         touched: frozen tensors that are not what they were.
         unmoved: trained tensors that are what they were.
+        not_finite: trained tensors with a value that is no number, or infinite.
         values: values of the trained tensors.
         changed: those that changed, in fp32.
         survived: those that are still others after rounding to the type that the model is saved in.
@@ -42,6 +50,7 @@ class Changes:
 
     touched: tuple[str, ...]
     unmoved: tuple[str, ...]
+    not_finite: tuple[str, ...]
     values: int
     changed: int
     survived: int
@@ -55,20 +64,22 @@ def compare(
     Args:
         state: all tensors after it.
         before: the trained ones before it, in the type that the model is saved in.
-        frozen: name -> digest of the frozen ones before it, in that type.
+        frozen: name -> digest of the frozen ones, and of buffers, before it, in that type.
         chosen: which are which.
     """
     import torch
 
-    unmoved, values, changed, survived = [], 0, 0, 0
+    unmoved, not_finite, values, changed, survived = [], [], 0, 0, 0
     for name in chosen.trained:
         old, new = before[name], state[name].detach().cpu()
         differs = int((new.to(torch.float32) != old.to(torch.float32)).sum())
         if not differs:
             unmoved.append(name)
+        if not bool(torch.isfinite(new).all()):
+            not_finite.append(name)
         values += old.numel()
         changed += differs
         survived += int((new.to(old.dtype) != old).sum())
-    after = digests((name, state[name]) for name in chosen.frozen)
-    touched = tuple(name for name in chosen.frozen if after[name] != frozen[name])
-    return Changes(touched, tuple(unmoved), values, changed, survived)
+    after = digests((name, state[name]) for name in frozen)
+    touched = tuple(name for name in frozen if after[name] != frozen[name])
+    return Changes(touched, tuple(unmoved), tuple(not_finite), values, changed, survived)

@@ -5,6 +5,7 @@ accelerate launch -m corpusprep.training.worker JOB.json
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -18,15 +19,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from corpusprep.errors import CorpusprepError, RunError
-from corpusprep.store import digest
-from corpusprep.training.job import COMPLETE, ERROR, FINGERPRINT, TENSORS, Job, difference, send
+from corpusprep.store import digest, writing
+from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send
 from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select
-from corpusprep.training.tensors import compare, digests
+from corpusprep.training.tensors import compare, digests, tensors_of
+
+_TRAINED = "trained.safetensors"
+_LOWER = "Lower train.learning_rate, or set train.precision to fp32, and train into another --out."
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -43,6 +48,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drop_input_gradients(model)
+        if self.job.resume is not None and not self.trainer.is_fsdp_enabled:
+            self._restore(model, Path(self.job.resume))
         if self.selection.layers:
             first = model.get_submodule(f"{self.selection.stack}.{self.selection.layers[0]}")
             self._hook = first.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -79,27 +86,47 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if loss is None:
             return
         if not torch.isfinite(torch.tensor(float(loss))):
-            raise RunError(
-                f"The loss is {loss} at step {state.global_step}. Lower train.learning_rate, or set train.precision to fp32."
-            )
+            raise RunError(f"The loss is {loss} at step {state.global_step}. {_LOWER}")
         now, tokens = time.monotonic(), float(state.num_input_tokens_seen)
         speed = (tokens - self._mark[1]) / max(now - self._mark[0], 1e-9) if self._mark[1] else None
         self._mark = (now, tokens)
         self._tell(state, kind="log", loss=float(loss), speed=speed)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
+        # From a checkpoint of the last step, transformers would train one step more: the one before is gone on with.
+        if not state.is_world_process_zero or state.global_step >= state.max_steps:
             return
         folder = Path(args.output_dir)
         whole = folder / f"checkpoint-{state.global_step}"
+        if not self.trainer.is_fsdp_enabled:
+            self._keep(whole)
         for file in whole.rglob("*"):  # what the mark stands for must be on the disk before it
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        (whole / COMPLETE).write_text(json.dumps(self.started))
+        with writing(whole / COMPLETE) as scratch, open(scratch, "w") as mark:
+            json.dump(self.started, mark)
+            mark.flush()
+            os.fsync(mark.fileno())
         for other in folder.glob("checkpoint-*"):
             if other != whole:
                 _remove(other)
+
+    def _keep(self, checkpoint: Path) -> None:
+        """Saves the trained tensors by their names in the model: those in transformers' file may be others, which its resume
+        passes over."""
+        named = dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
+        kept = {name: named[name].detach().cpu().contiguous() for name in self.selection.trained}
+        wrong = next((name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())), None)
+        if wrong is not None:
+            raise RunError(f"{wrong} holds values that are no numbers. {_LOWER}")
+        save_file(kept, checkpoint / _TRAINED)
+
+    def _restore(self, model: Any, checkpoint: Path) -> None:
+        named = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in load_file(checkpoint / _TRAINED).items():
+                named[name].copy_(tensor)
 
     def _tell(self, state: Any, **what: Any) -> None:
         if state.is_world_process_zero:
@@ -117,8 +144,14 @@ def load(job: Job) -> tuple[Any, Any]:
     """Model and tokenizer, every tensor in the type that its file has."""
     attention = {} if job.attention == "auto" else {"attn_implementation": job.attention}
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", **attention)
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    return model, tokenizer
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise RunError(
+            f"{job.model}: its generation_config.json is invalid, and would not be saved: {str(error).splitlines()[0]}. Mend it in "
+            "a copy of the model's folder."
+        ) from None
+    return model, AutoTokenizer.from_pretrained(job.model)
 
 
 def configure(job: Job) -> Any:
@@ -172,12 +205,14 @@ def train(job: Job) -> None:
     selection = select(model, job.layers, job.modules)
     if list(selection.trained) != job.fingerprint["trained"]:
         raise RunError(f"{job.model}: the model that is loaded has other parameters than its config.json tells.")
-    known = dict(model.named_parameters())
+    known = tensors_of(model)
     at_start = digests(known.items())
     _check_start(job, at_start)
     started = {**job.fingerprint, "model": digest(at_start)}
     _check_resume(job, started)
-    types = {name: parameter.dtype for name, parameter in known.items()}
+    if job.packing and not job.attention.startswith("flash"):
+        check_packing(model)
+    types = {name: tensor.dtype for name, tensor in known.items()}
     before = {name: known[name].detach().cpu().clone() for name in selection.trained}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     freeze(model, selection)
@@ -212,19 +247,16 @@ def train(job: Job) -> None:
     if not trainer.is_world_process_zero():
         return
     state = {name: state[name] for name in types}
-    changes = compare(
-        state, before, {name: at_start[name] for name in selection.frozen},
-        selection,
-    )  # fmt: skip
+    changes = compare(state, before, {name: d for name, d in at_start.items() if name not in before}, selection)
     work = Path(job.work)
     saved = work / "model"
     rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
     plain = trainer.accelerator.unwrap_model(trainer.model)
     plain.config, plain.generation_config = own  # the trainer sets its own padding and cache in them
     plain.save_pretrained(saved, state_dict=dict(rounded_state))
-    tokenizer.save_pretrained(saved)
+    AutoTokenizer.from_pretrained(job.model).save_pretrained(saved)
     again = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
-    written = digests(again.named_parameters())
+    written = digests(tensors_of(again).items())
     rounded = digests(rounded_state.items())
     (saved / TENSORS).write_text(json.dumps(written, indent=0))
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -250,6 +282,10 @@ def train(job: Job) -> None:
     (work / "report.json").write_text(json.dumps(report))
     if changes.touched:
         raise RunError(f"{len(changes.touched)} frozen tensors changed, as {changes.touched[0]}.")
+    if changes.not_finite:
+        raise RunError(
+            f"{len(changes.not_finite)} tensors hold values that are no numbers, as {changes.not_finite[0]}. {_LOWER}"
+        )
     if changes.unmoved:
         raise RunError(f"{len(changes.unmoved)} trained tensors did not move, as {changes.unmoved[0]}.")
     if written != rounded:
@@ -270,11 +306,32 @@ def _check_start(job: Job, at_start: dict[str, str]) -> None:
 
 def _check_resume(job: Job, started: dict[str, Any]) -> None:
     """What a checkpoint was made of must be what it goes on with: libraries match tensors by their number alone."""
-    if job.resume is not None:
-        before = json.loads((Path(job.resume) / COMPLETE).read_text())
-        if told := difference(before, started):
-            raise RunError(f"{job.resume} cannot be gone on with: {told}")
-    Path(job.work, FINGERPRINT).write_text(json.dumps(started))
+    if job.resume is not None and (told := difference(made_of(Path(job.resume)) or {}, started)):
+        raise RunError(f"{job.resume} cannot be gone on with: {told}")
+
+
+def check_packing(model: Any) -> None:
+    """Runs two short examples in one sequence.
+
+    Raises:
+        RunError: what the second one says depends on the first, or it is not what it says alone.
+    """
+    first, other, second = torch.arange(3, 10), torch.arange(11, 18), torch.arange(4, 13)
+    places = torch.cat([torch.arange(7), torch.arange(9)])[None]
+    size = model.config.get_text_config(decoder=True).vocab_size
+    with torch.no_grad():
+        packed = [
+            model(input_ids=torch.cat([ids, second])[None] % size, position_ids=places, use_cache=False).logits[0, 7:]
+            for ids in (first, other)
+        ]
+        alone = model(input_ids=second[None] % size, use_cache=False).logits[0]
+    scale = float(alone.abs().max())
+    apart = max(float((found - wanted).abs().max()) for found, wanted in ((packed[0], packed[1]), (packed[0], alone)))
+    if not apart <= 0.05 * scale:  # bf16 rounds to some 0.01
+        raise RunError(
+            f"{type(model).__name__} does not keep examples that share a sequence apart (their outputs differ by {apart:.2g} of "
+            f"{scale:.2g}). Set train.packing = false."
+        )
 
 
 def _optimised(trainer: Any, selection: Selection) -> int:
@@ -293,6 +350,12 @@ def _quieten(trainer: Any) -> None:
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+
+
+def _leave(error: Path, text: str) -> None:
+    """Tells the launcher why this process ends. The first that fails is the cause, and the others' errors its consequence."""
+    with contextlib.suppress(OSError), open(error, "x") as file:
+        file.write(text)
 
 
 def _die_with(launcher: int) -> None:
@@ -318,18 +381,19 @@ def main(path: str) -> None:
     try:
         train(job)
     except CorpusprepError as problem:
-        error.write_text(str(problem))
+        _leave(error, str(problem))
         sys.exit(2)
     except torch.OutOfMemoryError as problem:
-        error.write_text(
-            f"out of memory: {str(problem).splitlines()[0]} Make train.micro_batch or train.sequence_length smaller, set "
-            'train.gradient_checkpointing = true, or shard the model over more GPUs with train.parallelism = "fsdp". '
-            "corpusprep train --dry-run estimates what is needed."
+        _leave(
+            error,
+            f"out of memory: {str(problem).splitlines()[0]} Set train.gradient_checkpointing = true, or "
+            'train.parallelism = "fsdp" to shard the model over the GPUs, and go on with --resume; or make train.micro_batch or '
+            "train.sequence_length smaller and train into another --out. corpusprep train --dry-run estimates what is needed.",
         )
         traceback.print_exc()
         sys.exit(2)
     except Exception as problem:
-        error.write_text(f"{type(problem).__name__}: {problem}")
+        _leave(error, f"{type(problem).__name__}: {problem} What is done is kept: go on with --resume.")
         traceback.print_exc()
         sys.exit(1)
 

@@ -72,7 +72,16 @@ def test_a_system_prompt_is_a_turn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": "no example"}, {"messages": CHAT[:1]}, {"messages": None}, {"prompt": "a", "completion": 3}, 7]
+    "row",
+    [
+        {"text": "no example"},
+        {"messages": CHAT[:1]},
+        {"messages": None},
+        {"prompt": "a", "completion": 3},
+        7,
+        "abc",
+        {"prompt": "a", "completion": "\ud800"},
+    ],
 )
 def test_a_row_that_is_no_example_is_named(tmp_path: Path, row: Any) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(FORMATS["messages"]) + "\n" + json.dumps(row) + "\n")
@@ -87,12 +96,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train-0\.parquet: cannot be read"):
         list(conversations(find_mix(tmp_path).train))
     (tmp_path / "a.jsonl").write_text('{"messages": \n')
-    with pytest.raises(InputError, match=r"a\.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"a\.jsonl, row 0: is not JSON"):
         list(conversations([tmp_path / "a.jsonl"]))
 
 
 def test_the_answer_alone_bears_loss(tokenizer: Any) -> None:
     ids, labels = one(Encoder(tokenizer, {"enable_thinking": False}), CHAT)
+    assert tokenizer.decode(ids[-1:]) == "\n"
+    assert labels[-1] == IGNORED  # the template's
     answer = [int(i) for i, label in zip(ids, labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(answer) == "das alte Haus<|im_end|>"
     assert (labels[labels != IGNORED] == ids[labels != IGNORED]).all()
@@ -110,6 +121,17 @@ def test_a_template_that_asks_in_another_way_than_it_answers_is_refused(tokenize
 def test_with_thinking_the_empty_thought_is_learned(tokenizer: Any) -> None:
     ids, labels = one(Encoder(tokenizer, {}), CHAT)
     assert tokenizer.decode(ids[labels != IGNORED]) == "<think>\n\n</think>\n\ndas alte Haus<|im_end|>"
+
+
+def test_a_prompt_that_ends_within_a_token_is_refused(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(
+        tmp_path / "t",
+        [" das alte Haus"] * 9,
+        template="{% for m in messages %}{{ m.role }}: {% if "
+        "m.role == 'user' or true %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    with pytest.raises(RunError, match="makes one token of the end of the prompt"):
+        one(Encoder(tokenizer, {}), CHAT)
 
 
 def test_a_tokenizer_without_template_is_refused(tmp_path: Path) -> None:

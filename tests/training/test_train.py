@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from corpusprep.cli import main  # noqa: E402
 from corpusprep.errors import RunError, SettingsError  # noqa: E402
+from corpusprep.store import lock  # noqa: E402
 from corpusprep.training import TrainResult, TrainSettings, TrainStage, dry_run, train  # noqa: E402
-from corpusprep.training.job import COMPLETE, difference  # noqa: E402
+from corpusprep.training.job import COMPLETE, difference, made_of, received  # noqa: E402
 from corpusprep.training.layers import Selection  # noqa: E402
 from corpusprep.training.tensors import compare, digests  # noqa: E402
 
@@ -159,19 +160,15 @@ def test_stage_2_begins_with_the_loss_that_stage_1_ended_with(trained: tuple[Pat
     assert second["before"] == pytest.approx(first["after"], abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def killed(place: Path, trained: Any) -> Path:
-    """A stage 1 that was killed after its first checkpoint."""
-    out = place / "killed"
-    recipe = place / "recipe.json"
-    recipe.write_text(settings(place).model_dump_json())
+def kill_after_a_checkpoint(asked: TrainSettings, mix: Path, out: Path) -> None:
+    """Begins stage 1, and kills launcher and workers once a checkpoint is whole."""
+    recipe = out.with_name(f"{out.name}.json")
+    recipe.write_text(asked.model_dump_json())
     script = (
         "import sys; from pathlib import Path; from corpusprep.training import TrainSettings, train;"
         "train(TrainSettings.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3], stage=1)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(recipe), str(place / "mix"), str(out)], start_new_session=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(recipe), str(mix), str(out)], start_new_session=True)
     deadline = time.monotonic() + 240
     try:
         while not list(out.glob(f".work/stage-1/checkpoints/*/{COMPLETE}")):
@@ -179,10 +176,22 @@ def killed(place: Path, trained: Any) -> Path:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
+        lines = subprocess.run(
+            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for line in lines:
+            if str(out / ".work") in line:
+                os.kill(int(line.split()[0]), signal.SIGKILL)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (out / "stage-1").exists()
-    return out
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path, trained: Any) -> Path:
+    """A stage 1 that was killed after its first checkpoint."""
+    kill_after_a_checkpoint(settings(place), place / "mix", place / "killed")
+    return place / "killed"
 
 
 def test_what_was_begun_is_not_begun_again_unasked(place: Path, killed: Path, trained: Any) -> None:
@@ -230,6 +239,84 @@ def test_a_killed_stage_goes_on_bit_by_bit(place: Path, killed: Path, trained: t
     assert told[0] == told[1]
     assert result.reports[0]["losses"]["after"] == trained[1].reports[0]["losses"]["after"]
     assert not (killed / ".work" / "stage-1").exists()
+
+
+def test_a_mixture_of_experts_goes_on_bit_by_bit(place: Path, tmp_path: Path) -> None:
+    """Its experts have other names in a file than in the model, and its router a buffer that no gradient changes."""
+    from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
+
+    folder = tmp_path / "experts"
+    shutil.copytree(place / "model", folder)
+    torch.manual_seed(1)
+    config = Glm4MoeConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+        first_k_dense_replace=1, n_shared_experts=1, max_position_embeddings=512,
+    )  # fmt: skip
+    model = Glm4MoeForCausalLM(config)
+    for layer in list(model.model.layers)[1:]:
+        layer.mlp.gate.e_score_correction_bias.uniform_(0.1, 0.4)
+    model.save_pretrained(folder)
+    asked = settings(
+        place, model=str(folder), stages=(TrainStage(layers="top:2"),), max_steps=8, checkpoint_steps=2,
+        validation_examples=0,
+    )  # fmt: skip
+    train(asked, place / "mix", tmp_path / "whole")
+    kill_after_a_checkpoint(asked, place / "mix", tmp_path / "killed")
+    report = train(asked, place / "mix", tmp_path / "killed", resume=True).reports[0]
+    assert report["steps"] == 8
+    assert changed(tmp_path / "whole" / "stage-1", tmp_path / "killed" / "stage-1") == set()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "killed" / "stage-1")
+    for old, new in list(zip(model.model.layers, after.model.layers, strict=True))[1:]:
+        assert torch.equal(old.mlp.gate.e_score_correction_bias, new.mlp.gate.e_score_correction_bias)
+
+
+def test_a_mark_that_is_empty_is_none(tmp_path: Path) -> None:
+    assert made_of(tmp_path) is None
+    (tmp_path / COMPLETE).write_text("")
+    assert made_of(tmp_path) is None
+    (tmp_path / COMPLETE).write_text('{"seed": 1}')
+    assert made_of(tmp_path) == {"seed": 1}
+
+
+def test_what_others_say_is_for_the_log() -> None:
+    assert received("Loading weights\n") is None
+    assert received('\x1e{"kind": "step"}\n') == {"kind": "step"}
+    assert received('\x1e{"kind": "step"}warning: x\n') is None
+
+
+def test_examples_that_do_not_stay_apart_are_refused_packed() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from corpusprep.training.worker import check_packing
+
+    torch.manual_seed(1)
+    opt = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=100,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=32,
+        )
+    ).eval()
+    with pytest.raises(RunError, match=r"OPTForCausalLM does not keep examples .* Set train\.packing = false"):
+        check_packing(opt)
+
+
+def test_a_stage_of_another_model_is_not_gone_on_with(
+    place: Path, trained: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="the model that it started from is another"):
+        train(settings(place, model=str(place / "half")), place / "mix", trained[0], resume=True)
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    told = json.loads((out / "stage-1" / "tensors.json").read_text())
+    told["model.norm.weight"] = "0"
+    (out / "stage-1" / "tensors.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match="stage-2: is done already, .* the model that it started from is another"):
+        train(settings(place), place / "mix", out, resume=True)
 
 
 def test_stage_2_starts_from_exactly_what_stage_1_left(
@@ -281,7 +368,8 @@ def test_in_bf16_trained_weights_are_fp32_and_frozen_ones_bits(place: Path, tmp_
 def test_two_processes_with_shards_train_as_one(place: Path, trained: tuple[Path, TrainResult], tmp_path: Path) -> None:
     asked = settings(place, processes=2, parallelism="fsdp", max_steps=2)
     result = train(asked, place / "mix", tmp_path / "run", stage=1)
-    one, two = curve(trained[1].folders[0])[:1], curve(result.folders[0])[:1]
+    # The rates differ from the second step on, as there are fewer in all.
+    one, two = curve(trained[1].folders[0])[:2], curve(result.folders[0])[:2]
     for name in ("loss", "grad_norm", "num_input_tokens_seen"):
         assert [float(p[name]) for p in two] == pytest.approx([float(p[name]) for p in one], rel=1e-4), name
     assert changed(place / "model", result.folders[0]) == set(result.reports[0]["fingerprint"]["trained"])
@@ -324,6 +412,8 @@ def test_an_interrupted_training_leaves_no_process(place: Path, tmp_path: Path) 
     while any(str(out) in line for line in command_lines()):
         assert time.monotonic() < deadline, "a process goes on"
         time.sleep(0.1)
+    with lock(out):
+        assert not (out / "stage-1").exists()
 
 
 def command_lines() -> list[str]:
@@ -400,6 +490,8 @@ def test_the_command_line_answers_in_messages(place: Path, tmp_path: Path, capsy
     assert "reads 2048 tokens at most" in told("--dry-run", model, "--set=train.stages=[{layers='top:1'}]")
     assert "has 8 layers" in told("--dry-run", model, "--set=train.sequence_length=256")
     assert "Missing option '--out'" in told(model)
+    assert "looks at train.… and seed alone" in told(model, "--set=dedup.max_distance=2")
+    assert "the cosine would rise" in told(model, "--dry-run", "--set=train.learning_rate=1e-6")
 
 
 def test_difference_names_what_is_another() -> None:
@@ -417,6 +509,9 @@ def test_changes_are_counted_by_bits() -> None:
     found = compare(after, before, digests({"c": before["c"]}.items()), chosen)
     assert found.touched == ("c",)
     assert found.unmoved == ("b",)
+    assert found.not_finite == ()
+    after["b"][0] = float("nan")
+    assert compare(after, before, {}, chosen).not_finite == ("b",)
     assert (found.values, found.changed, found.survived) == (6, 2, 1)
 
 
