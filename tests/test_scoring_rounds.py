@@ -315,12 +315,11 @@ def test_true_pairs_are_told_from_shuffled_ones(tmp_path: Path) -> None:
 
 
 def test_the_lexical_score_orders_machine_translations_as_people_do(data: Path) -> None:
-    """Weakly, as it sees words and no sense; the bounds are half of what was measured."""
-    folder = data / "qe" / "qe_mlqe-pe_train"
-    for name, bound in (("ro-en", 0.15), ("ne-en", 0.15)):
-        found = agree(folder / f"{name}.tsv.gz", QualitySettings(), human=3, shuffled=0)
-        assert found.spearman is not None
-        assert found.spearman > bound, name
+    """Weakly, as it sees words and no sense; the bound is half of what was measured."""
+    file = data / "qe" / "qe_mlqe-pe_train" / "ro-en.tsv.gz"
+    found = agree(file, QualitySettings(), human=3, shuffled=0)
+    assert found.spearman is not None
+    assert found.spearman > 0.16
 
 
 def test_good_rows_are_told_apart_by_the_lexical_score() -> None:

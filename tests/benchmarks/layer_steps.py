@@ -3,8 +3,8 @@
     python layer_steps.py
 
 Models of Qwen3's shape with random weights. A step is forward, backward and AdamW on one sequence; activations are the bytes
-that autograd keeps of the forward pass. On a GPU the shape of Qwen3-0.6B, in bf16, with tokens a second, the share of the
-peak and the allocator's peak.
+that autograd keeps of the forward pass. On a GPU the shape of Qwen3-0.6B too, in bf16, with tokens a second and the share of
+its peak.
 """
 
 from __future__ import annotations

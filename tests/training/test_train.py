@@ -315,7 +315,7 @@ def test_a_stage_of_another_model_is_not_gone_on_with(
     told = json.loads((out / "stage-1" / "tensors.json").read_text())
     told["model.norm.weight"] = "0"
     (out / "stage-1" / "tensors.json").write_text(json.dumps(told))
-    with pytest.raises(RunError, match="stage-2: is done already, .* the model that it started from is another"):
+    with pytest.raises(RunError, match=r"stage-2: is done already, .* the model that it started from is another"):
         train(settings(place), place / "mix", out, resume=True)
 
 
