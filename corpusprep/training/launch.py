@@ -379,6 +379,7 @@ class _Run:
                 process.wait()
                 raise
             finally:
+                process.stdout.close()
                 if begun:
                     self.progress.end()
         if code == 0 and (work / "report.json").is_file():

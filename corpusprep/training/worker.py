@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import os
 import sys
 import threading
@@ -326,6 +327,8 @@ def check_packing(model: Any) -> None:
         ]
         alone = model(input_ids=second[None] % size, use_cache=False).logits[0]
     scale = float(alone.abs().max())
+    if not math.isfinite(scale):
+        raise RunError("The model's outputs are no numbers before any training: its weights are damaged.")
     apart = max(float((found - wanted).abs().max()) for found, wanted in ((packed[0], packed[1]), (packed[0], alone)))
     if not apart <= 0.05 * scale:  # bf16 rounds to some 0.01
         raise RunError(
