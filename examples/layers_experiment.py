@@ -21,9 +21,9 @@ all rates; `--rates 1e-3` has all ways at one. A seed decides the first weights 
     English      text of phrases that the first training had and the translation mix never shows
 
 The base has read all three languages, as an instruct model has: else the frozen embeddings of pieces that it never saw
-would decide the comparison. Unlike the paper's models it knows nothing of translation, which takes more than a touch.
+would decide the comparison. Unlike the paper's models it knows nothing of translation, so that it has more to learn.
 Needs the extra `train`, and the quickstart's mix (`make quickstart`). Three seeds take 26 minutes of one core (half an
-hour on two busy ones); `--size tiny --seeds 1 --steps 5` takes five, and is only to see that all works. Started again,
+hour on two busy ones); `--size tiny --seeds 1 --steps 5` takes six, and is only to see that all works. Started again,
 it goes on where it stopped; the seconds that it tells are those since that start.
 """
 
@@ -88,7 +88,8 @@ def chat(prompt: str, answer: str) -> Chat:
 
 def sums(count: int, random: Random, without: Iterable[str] = ()) -> list[Chat]:
     """Different sums modulo 10 of a digit and five steps between -3 and 3, each step written down."""
-    seen, made = set(without), []
+    seen = set(without)
+    made: list[Chat] = []
     while len(made) < count:
         total, lines = random.randrange(10), []
         prompt = f"Modulo 10: {total}"
@@ -106,7 +107,8 @@ def sums(count: int, random: Random, without: Iterable[str] = ()) -> list[Chat]:
 def texts(count: int, language: str, places: Sequence[int], random: Random, without: Iterable[str] = ()) -> list[Chat]:
     """Different texts of two of the phrasebook's phrases, slots filled anew."""
     book = Phrasebook.read()
-    seen, made = set(without), []
+    seen = set(without)
+    made: list[Chat] = []
     while len(made) < count:
         text = book.text(tuple(book.fill(place, random) for place in random.sample(places, 2)), language)
         if text not in seen:

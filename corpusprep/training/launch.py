@@ -239,7 +239,8 @@ class _Run:
             schedule=stage.schedule,
             warmup_steps=min(math.ceil(stage.warmup * steps), steps - 1),  # the first rate of a rise is 0
             epochs=stage.epochs,
-            max_steps=settings.max_steps,
+            # transformers would go on beyond the epochs to reach a larger one
+            max_steps=steps if settings.max_steps is not None else None,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             seed=self.seed,
