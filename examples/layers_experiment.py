@@ -44,6 +44,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from build import EVALUATION_PHRASES, Phrasebook  # beside this script
+from tiny_model import save_model, save_tokenizer
 
 from corpusprep.training import TrainSettings, TrainStage, train
 from corpusprep.training.examples import IGNORED, Encoder
@@ -148,50 +149,9 @@ def write_mix(folder: Path, examples: list[Chat], validation: list[Chat] | None 
     return folder
 
 
-def save_tokenizer(folder: Path, chats: list[Chat], size: int) -> Any:
-    """A byte-level BPE with every digit by itself, as Qwen's is, of that text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    lines = (f"{turn['role']}\n{turn['content']}" for turns in chats for turn in turns)
-    tokenizer.train_from_iterator(lines, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    return fast
-
-
-def save_model(folder: Path, tokenizer: Any, hidden: int, seed: int) -> Path:
+def save_base(folder: Path, tokenizer: Any, hidden: int, seed: int) -> Path:
     """A Qwen3 with random weights; its head and embeddings are two tensors, so that each can be trained."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=hidden // 4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        initializer_range=hidden**-0.5,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    save_model(folder, len(tokenizer), hidden=hidden, seed=seed, initializer_range=hidden**-0.5)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -283,7 +243,8 @@ def experiment(
         base += texts(size.texts, language, everywhere, random, kept[1])
     base_mix = write_mix(out / "mix-base", base)
     translation_mix = write_mix(out / "mix-translation", taught, development)
-    tokenizer = save_tokenizer(out / "tokenizer", base + taught, size.vocabulary)
+    lines = (f"{turn['role']}\n{turn['content']}" for turns in base + taught for turn in turns)
+    tokenizer = save_tokenizer(out / "tokenizer", lines, size.vocabulary, TEMPLATE, digits=True)
 
     def tune(way: str, rate: float, seed: int) -> dict[str, Any]:
         # The steps end a stage, so that the passes need only be enough.
@@ -314,7 +275,7 @@ def experiment(
 
     bases, before = {}, {}
     for seed in seeds:
-        first = save_model(out / f"seed-{seed}" / "random", tokenizer, size.hidden, seed)
+        first = save_base(out / f"seed-{seed}" / "random", tokenizer, size.hidden, seed)
         how = settings(first, (TrainStage(layers="all", modules=ENDS),), BASE_RATE)
         bases[seed] = train(how, base_mix, out / f"seed-{seed}" / "base", seed=seed, resume=True).folders[0]
         before[seed] = measure(bases[seed], sets)

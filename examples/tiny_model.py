@@ -8,74 +8,90 @@ Eight layers of 64 numbers, half a million weights: it learns which characters a
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-# As Qwen3 writes its turns, with an empty thought before an answer.
-TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.role == 'assistant' and loop.last %}<think>
-
-</think>
-
-{% endif %}{{ message.content }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% if enable_thinking is defined and enable_thinking is false %}<think>
-
-</think>
-
-{% endif %}
-{%- endif -%}
-"""
+# The turns of Qwen3's template: an answer that is the last has an empty thought where none is wanted.
+TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- if message.role == 'assistant' and loop.last -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
+    "{{- message.content + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
+    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
+    "{%- endif -%}"
+)
 
 
-def make(mix: Path, folder: Path, vocabulary: int = 2048) -> int:
-    """Saves model and tokenizer; returns how many weights the model has."""
-    files = sorted(mix.glob("*.parquet"))
-    if not files:
-        sys.exit(f"{mix}: holds no Parquet. Run make quickstart first.")
-    chats = [chat for file in files for chat in pq.read_table(file, columns=["messages"])["messages"].to_pylist()]
+def save_tokenizer(
+    folder: Path, texts: Iterable[str], size: int = 512, template: str | None = TEMPLATE, digits: bool = False
+) -> Any:
+    """A byte-level BPE of that text, as Qwen's are; with digits, each of them is a token by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    split: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((turn["content"] for chat in chats for turn in chat), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(1)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(fast),
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=2048,
-            tie_word_embeddings=False,
-            pad_token_id=fast.pad_token_id,
-            eos_token_id=fast.eos_token_id,
-        )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
     )
+    if template is not None:
+        fast.chat_template = template
+    fast.save_pretrained(folder)
+    return fast
+
+
+def save_model(
+    folder: Path, vocabulary: int, layers: int = 8, hidden: int = 32, tied: bool = False, seed: int = 1, **more: Any
+) -> Any:
+    """A Qwen3 with random weights."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden // 4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        eos_token_id=2,
+        **more,
+    )
+    model = Qwen3ForCausalLM(config)
     model.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model
+
+
+def main(mix: Path, folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    files = sorted(mix.glob("*.parquet"))
+    if not files:
+        sys.exit(f"{mix}: holds no Parquet. Run make quickstart first.")
+    chats = [chat for file in files for chat in pq.read_table(file, columns=["messages"])["messages"].to_pylist()]
+    tokenizer = save_tokenizer(folder, (turn["content"] for chat in chats for turn in chat), 2048)
+    model = save_model(folder, len(tokenizer), hidden=64)
+    print(f"{folder}: {sum(parameter.numel() for parameter in model.parameters()):,} weights")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    print(f"{sys.argv[2]}: {make(Path(sys.argv[1]), Path(sys.argv[2])):,} weights")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -23,18 +23,18 @@ from corpusprep.training.plan import (
     batches,
     check_length,
     count_examples,
+    devices,
     open_config,
     open_tokenizer,
     preview,
     skeleton,
 )
-from corpusprep.training.settings import TrainSettings, WholeStage
+from corpusprep.training.settings import SCHEDULES, TrainSettings, WholeStage
 
 VERSION = "0.9.5"
 """Of LLaMA-Factory, whose keys these are."""
 
 _ATTENTION = {"auto": "auto", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
-_SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
 _WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # no strings to YAML 1.1
 _Section = tuple[str, dict[str, Any]]
 
@@ -337,7 +337,7 @@ def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int)
         "per_device_train_batch_size": load.micro_batch,
         "gradient_accumulation_steps": load.accumulation,
         "learning_rate": stage.learning_rate,
-        "lr_scheduler_type": _SCHEDULES[stage.schedule],
+        "lr_scheduler_type": SCHEDULES[stage.schedule],
     }
     if stage.schedule == "cosine":
         found["lr_scheduler_kwargs"] = {"min_lr": stage.min_learning_rate}
@@ -358,10 +358,7 @@ def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int)
 
 
 def _batches(settings: TrainSettings, mix: Mix) -> Batches:
-    import torch
-
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    processes = settings.processes or max(1, seen)
+    processes = settings.processes or max(1, len(devices()))
     if settings.packing:
         if settings.attention == "flash_attention_2":  # with which LLaMA-Factory packs for batches of one
             settings = settings.model_copy(update={"micro_batch": 1})
@@ -383,6 +380,7 @@ def _notes(config: Any, form: _Form | bool, load: Batches) -> dict[str, str]:
         "preprocessing_batch_size": "examples that are packed at a time; of the usual 1000, up to 3% stay padding",
         "gradient_accumulation_steps": f"for {load.processes} {'devices' if load.processes > 1 else 'device'}",
         "warmup_ratio": "share of the steps; later versions of transformers call it warmup_steps",
+        "max_steps": "in place of the epochs: a number above theirs makes the stage longer",
         "bf16": "what is computed in; trained weights and their optimizer are fp32",
     }
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):

@@ -27,6 +27,7 @@ from corpusprep.training.plan import (
     batches,
     check_length,
     describe,
+    devices,
     open_config,
     open_tokenizer,
     plan_stages,
@@ -70,12 +71,12 @@ def dry_run(settings: TrainSettings, mix: str | Path) -> str:
     require()
     found = find_mix(mix)
     config, tokenizer = open_config(settings.model), open_tokenizer(settings.model)
-    precision, devices = _precision(settings), _devices()
+    precision, gpus = _precision(settings), devices()
     stages = plan_stages(settings, config, precision)
     seen = preview(found, Encoder(tokenizer, settings.template_arguments), settings.sequence_length)
     check_length(settings, config)
-    shown = batches(settings, seen.sequences(settings), seen.mean, seen.longest, _processes(settings, devices))
-    return describe(settings, stages, shown, precision, seen, devices)
+    shown = batches(settings, seen.sequences(settings), seen.mean, seen.longest, _processes(settings, gpus))
+    return describe(settings, stages, shown, precision, seen, gpus)
 
 
 def train(
@@ -121,7 +122,7 @@ def train(
 class _Run:
     def __init__(self, settings: TrainSettings, mix: Mix, out: Path, seed: int, progress: Progress) -> None:
         self.settings, self.mix, self.out, self.seed, self.progress = settings, mix, out, seed, progress
-        self.precision, self.devices = _precision(settings), _devices()
+        self.precision, self.devices = _precision(settings), devices()
         self.processes = _processes(settings, self.devices)
         self.result = TrainResult()
 
@@ -421,23 +422,15 @@ def _digest_of(stage: Path) -> str | None:
         return None
 
 
-def _processes(settings: TrainSettings, devices: list[int]) -> int:
-    if settings.processes is not None and devices and settings.processes > len(devices):
-        raise SettingsError(f"train.processes = {settings.processes}, but {len(devices)} GPUs are seen.")
-    return settings.processes or max(1, len(devices))
+def _processes(settings: TrainSettings, gpus: list[int]) -> int:
+    if settings.processes is not None and gpus and settings.processes > len(gpus):
+        raise SettingsError(f"train.processes = {settings.processes}, but {len(gpus)} GPUs are seen.")
+    return settings.processes or max(1, len(gpus))
 
 
 def _counts(rows: Tokenised) -> Mapping[str, int]:
     names = ("examples", "tokens", "answer_tokens", "too_long", "without_answer", "longest")
     return {name: getattr(rows, name) for name in names}
-
-
-def _devices() -> list[int]:
-    """Bytes of each GPU."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [int(torch.cuda.get_device_properties(number).total_memory) for number in range(count)]
 
 
 def _precision(settings: TrainSettings) -> str:

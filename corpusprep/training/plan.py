@@ -157,6 +157,14 @@ def check_length(settings: TrainSettings, config: Any) -> None:
         )
 
 
+def devices() -> list[int]:
+    """Bytes of each GPU."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [int(torch.cuda.get_device_properties(number).total_memory) for number in range(count)]
+
+
 def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[StagePlan]:
     """What the stages train of a model, and the memory that it takes."""
     model = skeleton(config)
@@ -189,13 +197,14 @@ def activations(settings: TrainSettings, config: Any, chosen: Selection, precisi
     tokens = settings.micro_batch * settings.sequence_length
     text = config.get_text_config(decoder=True)
     head = 2 * 4 * min(tokens, _HEAD_ROWS) * int(text.vocab_size)
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # torch logs a trace before it raises
     try:
         both, top, bottom = (saved_bytes(config, which, tokens, precision) for which in ((0, 1), (1,), (0,)))
     except Exception:  # a model that cannot be cut to two layers so, or computes what a tensor without content cannot
         return None
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     layer, rest = both - top, max(0, 2 * top - both)
     through = max(0, bottom - rest - layer)  # a frozen layer behind a trained one
     of_trained = len(chosen.layers)
@@ -303,12 +312,12 @@ def describe(
     shown: Batches,
     precision: str,
     seen: Preview,
-    devices: list[int],
+    gpus: list[int],
 ) -> str:
     """A dry run for people.
 
     Args:
-        devices: bytes of each GPU that is seen.
+        gpus: bytes of each GPU that is seen.
     """
     rows = []
     for plan in stages:
@@ -318,7 +327,7 @@ def describe(
             (
                 str(plan.number), _layers(plan.selection), f"{plan.trained:,}", f"{plan.frozen:,}",
                 f"{plan.trained / max(plan.trained + plan.frozen, 1):.1%}", f"{steps:,}", _gib(m.weights), _gib(m.gradients),
-                _gib(m.optimizer), _gib(m.activations), _gib(m.total), _fits(m.total, devices),
+                _gib(m.optimizer), _gib(m.activations), _gib(m.total), _fits(m.total, gpus),
             )
         )  # fmt: skip
     head = (
@@ -354,10 +363,10 @@ def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**30:.2f}"
 
 
-def _fits(total: int | None, devices: list[int]) -> str:
+def _fits(total: int | None, gpus: list[int]) -> str:
     if total is None:
         return "?"
-    if devices:
-        return "yes" if total <= min(devices) else f"no: the GPU has {min(devices) / 2**30:.0f} GiB; shard it (fsdp)"
+    if gpus:
+        return "yes" if total <= min(gpus) else f"no: the GPU has {min(gpus) / 2**30:.0f} GiB; shard it (fsdp)"
     room = next((size for size in _SIZES if total <= size * 2**30), None)
     return f"a GPU of {room} GiB" if room else f"none of {_SIZES[-1]} GiB: shard it (fsdp)"

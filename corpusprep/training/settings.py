@@ -12,6 +12,10 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Layers = str | tuple[Annotated[int, Field(ge=0)], ...]
 
 
+SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+"""What transformers calls them."""
+
+
 class TrainStage(Settings):
     """One stage of the training, a `[[train.stages]]` table. What it does not set is as `[train]` has it."""
 

@@ -26,9 +26,10 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from corpusprep.errors import CorpusprepError, RunError
-from corpusprep.store import digest, writing
+from corpusprep.store import digest, remove, writing
 from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send
 from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select
+from corpusprep.training.settings import SCHEDULES
 from corpusprep.training.tensors import compare, digests, tensors_of
 
 _TRAINED = "trained.safetensors"
@@ -111,7 +112,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             os.fsync(mark.fileno())
         for other in folder.glob("checkpoint-*"):
             if other != whole:
-                _remove(other)
+                (other / COMPLETE).unlink(missing_ok=True)  # first: what is half removed is not whole
+                remove(other)
 
     def _keep(self, checkpoint: Path) -> None:
         """Saves the trained tensors by their names in the model: those in transformers' file may be others, which its resume
@@ -134,13 +136,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             send(what)
 
 
-def _remove(folder: Path) -> None:
-    import shutil
-
-    (folder / COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def load(job: Job) -> tuple[Any, Any]:
     """Model and tokenizer, every tensor in the type that its file has."""
     attention = {} if job.attention == "auto" else {"attn_implementation": job.attention}
@@ -157,7 +152,6 @@ def load(job: Job) -> tuple[Any, Any]:
 
 def configure(job: Job) -> Any:
     """The settings of TRL's trainer."""
-    schedules = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     least = {"min_lr": job.min_learning_rate} if job.schedule == "cosine" else {}
     return SFTConfig(
         output_dir=str(Path(job.work) / "checkpoints"),
@@ -165,7 +159,7 @@ def configure(job: Job) -> Any:
         per_device_eval_batch_size=8,
         gradient_accumulation_steps=job.accumulation,
         learning_rate=job.learning_rate,
-        lr_scheduler_type=schedules[job.schedule],
+        lr_scheduler_type=SCHEDULES[job.schedule],
         lr_scheduler_kwargs=least,
         warmup_steps=job.warmup_steps,
         num_train_epochs=job.epochs,
@@ -207,14 +201,16 @@ def train(job: Job) -> None:
     if list(selection.trained) != job.fingerprint["trained"]:
         raise RunError(f"{job.model}: the model that is loaded has other parameters than its config.json tells.")
     known = tensors_of(model)
-    at_start = digests(known.items())
-    _check_start(job, at_start)
+    first = int(os.environ.get("RANK", "0")) == 0  # the one that checks and saves; its end is that of the others
+    at_start = digests(known.items()) if first else {}
     started = {**job.fingerprint, "model": digest(at_start)}
-    _check_resume(job, started)
+    if first:
+        _check_start(job, at_start)
+        _check_resume(job, started)
     if job.packing and not job.attention.startswith("flash"):
         check_packing(model)
     types = {name: tensor.dtype for name, tensor in known.items()}
-    before = {name: known[name].detach().cpu().clone() for name in selection.trained}
+    before = {name: known[name].detach().cpu().clone() for name in selection.trained} if first else {}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     freeze(model, selection)
     watch = Watch(job, selection, started)
@@ -230,7 +226,7 @@ def train(job: Job) -> None:
     )
     watch.trainer = trainer
     _quieten(trainer)
-    wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in before)]
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in job.fingerprint["trained"])]
     if wrong:
         raise RunError(f"The trainer changed which tensors are trained, as {wrong[0]}.")
     if trainer.accelerator.num_processes != job.processes:
@@ -240,8 +236,8 @@ def train(job: Job) -> None:
     seconds = time.monotonic() - begun
     losses = {}
     if held_out is not None:
-        first = next((entry for entry in trainer.state.log_history if "eval_loss" in entry), None)
-        losses = {"before": first["eval_loss"]} if first is not None and first["step"] == 0 else {}
+        told = next((entry for entry in trainer.state.log_history if "eval_loss" in entry), None)
+        losses = {"before": told["eval_loss"]} if told is not None and told["step"] == 0 else {}
         losses["after"] = trainer.evaluate()["eval_loss"]
     optimised = _optimised(trainer, selection)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -255,7 +251,9 @@ def train(job: Job) -> None:
     plain = trainer.accelerator.unwrap_model(trainer.model)
     plain.config, plain.generation_config = own  # the trainer sets its own padding and cache in them
     plain.save_pretrained(saved, state_dict=dict(rounded_state))
-    AutoTokenizer.from_pretrained(job.model).save_pretrained(saved)
+    AutoTokenizer.from_pretrained(job.model).save_pretrained(
+        saved
+    )  # the trainer may have given its own a padding token
     again = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
     written = digests(tensors_of(again).items())
     rounded = digests(rounded_state.items())

@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import yaml  # noqa: E402
 from conftest import sentences  # noqa: E402
-from models import TEMPLATE, save_model, save_tokenizer  # noqa: E402
+from tiny_model import TEMPLATE, save_model, save_tokenizer  # noqa: E402
 
 from corpusprep.errors import InputError, RunError, SettingsError  # noqa: E402
 from corpusprep.stages import instruct  # noqa: E402
@@ -357,6 +358,7 @@ def test_a_template_that_asks_otherwise_than_it_answers_is_refused(place: Path, 
         ({}, 1, 8),
         ({"micro_batch": 4}, 4, 2),
         ({"micro_batch": 4, "processes": 2}, 4, 1),
+        ({"processes": None, "batch_tokens": 2048 * max(1, torch.cuda.device_count())}, 1, 8),
         ({"micro_batch": 4, "attention": "flash_attention_2"}, 1, 8),  # LLaMA-Factory asserts batches of one there
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from models import TEMPLATE, save_tokenizer
+from tiny_model import TEMPLATE, save_tokenizer
 
 from corpusprep.errors import InputError, RunError
 from corpusprep.report import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -10,20 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
 from conftest import sentences  # noqa: E402
-from models import save_model, save_tokenizer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from tiny_model import save_model, save_tokenizer  # noqa: E402
 
 from corpusprep.cli import main  # noqa: E402
 from corpusprep.errors import RunError, SettingsError  # noqa: E402
@@ -160,8 +162,9 @@ def test_stage_2_begins_with_the_loss_that_stage_1_ended_with(trained: tuple[Pat
     assert second["before"] == pytest.approx(first["after"], abs=1e-6)
 
 
-def kill_after_a_checkpoint(asked: TrainSettings, mix: Path, out: Path) -> None:
-    """Begins stage 1, and kills launcher and workers once a checkpoint is whole."""
+@contextlib.contextmanager
+def begun(asked: TrainSettings, mix: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A stage 1 in a process of its own, in which a checkpoint is whole; the caller ends it."""
     recipe = out.with_name(f"{out.name}.json")
     recipe.write_text(asked.model_dump_json())
     script = (
@@ -172,18 +175,27 @@ def kill_after_a_checkpoint(asked: TrainSettings, mix: Path, out: Path) -> None:
     deadline = time.monotonic() + 240
     try:
         while not list(out.glob(f".work/stage-1/checkpoints/*/{COMPLETE}")):
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None, "it ended before it could be interrupted"
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        yield process
     finally:
-        lines = subprocess.run(
-            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        for line in lines:
-            if str(out / ".work") in line:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+
+
+def processes_of(out: Path) -> list[int]:
+    """Those whose command line names a folder."""
+    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in shown.splitlines() if str(out) in line]
+
+
+def kill_after_a_checkpoint(asked: TrainSettings, mix: Path, out: Path) -> None:
+    """Begins stage 1, and kills launcher and workers once a checkpoint is whole."""
+    with begun(asked, mix, out):
+        for process in processes_of(out):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     assert not (out / "stage-1").exists()
 
 
@@ -393,33 +405,15 @@ def test_two_processes_without_packing(place: Path, tmp_path: Path) -> None:
 def test_an_interrupted_training_leaves_no_process(place: Path, tmp_path: Path) -> None:
     """As with Ctrl-C: what was started ends, and the lock is free."""
     out = tmp_path / "run"
-    script = (
-        "import sys; from pathlib import Path; from corpusprep.training import TrainSettings, train;"
-        "train(TrainSettings.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3], stage=1)"
-    )
-    (tmp_path / "recipe.json").write_text(settings(place, epochs=50).model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(place / "mix"), str(out)]
-    )
-    deadline = time.monotonic() + 240
-    try:
-        while not list(out.glob(f".work/stage-1/checkpoints/*/{COMPLETE}")):
-            assert process.poll() is None, "it ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
+    with begun(settings(place, epochs=50), place / "mix", out) as process:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-    while any(str(out) in line for line in command_lines()):
-        assert time.monotonic() < deadline, "a process goes on"
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while processes_of(out):
+            assert time.monotonic() < deadline, "a process goes on"
+            time.sleep(0.1)
     with lock(out):
         assert not (out / "stage-1").exists()
-
-
-def command_lines() -> list[str]:
-    """Of all processes: what `ps` shows is what ends with them."""
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_a_loss_that_is_no_number_ends_the_stage(place: Path, tmp_path: Path) -> None:
@@ -518,9 +512,6 @@ def test_changes_are_counted_by_bits() -> None:
     after["b"][0] = float("nan")
     assert compare(after, before, {}, chosen).not_finite == ("b",)
     assert (found.values, found.changed, found.survived) == (6, 2, 1)
-
-
-Loss = Callable[[Any, dict[str, Any]], Any]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
