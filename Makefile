@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart train-demo test test-quality test-comet check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart train-demo test test-quality test-comet test-gpu check bench clean-out all wheel help $(STAGES)
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ $(VENV)-comet/.installed: pyproject.toml
 
 test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
 	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_unbabel.py
+
+test-gpu: $(STAMP)  ## the tests that need a GPU, of scoring and of training
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,quality,train]'
+	CORPUSPREP_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
 train-demo: $(STAMP)  ## both stages of the training on the quickstart's mix and a tiny model, on the CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,train]'

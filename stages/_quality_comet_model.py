@@ -61,14 +61,21 @@ class Batch(NamedTuple):
     Attributes:
         tokens: int64 (t,).
         positions: int64 (t,), which position embedding each token has.
+        bounds: int32 (n + 1,), where each row begins, and where the last one ends.
         first: int64 (n,), where each row begins.
         groups: (where it begins, rows, tokens a row) of each stretch of rows that are equally long.
     """
 
     tokens: Tensor
     positions: Tensor
+    bounds: Tensor
     first: Tensor
     groups: tuple[tuple[int, int, int], ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(length for _, _, length in self.groups)
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,8 @@ class Encoder:
                 self._layers.append(layer)
         self._last_norm = weights.norm("encoder.model.encoder.LayerNorm", h) if shape.norm_first else None
         self._activation = _ACTIVATIONS[shape.activation]
+        self._kernels = _kernels(self._words, shape.heads)
+        self._quick = self._kernels is not None and self._words.dtype == torch.bfloat16
 
     def states(self, batch: Batch, first_only: bool) -> Iterator[Tensor]:
         """Hidden states from the embeddings to the last layer that is kept, (t, hidden) each.
@@ -195,12 +204,21 @@ class Encoder:
         norm_first = self.shape.norm_first
         inner = self._normalise(x, layer.norm_attention) if norm_first else x
         attended = F.linear(self._attend(layer, inner, batch, first_only), *layer.out)
-        x = attended.add_(x[batch.first] if first_only else x)
-        if not norm_first:
-            x = self._normalise(x, layer.norm_attention)
-        inner = self._normalise(x, layer.norm_feed_forward) if norm_first else x
-        fed = F.linear(self._activation(F.linear(inner, *layer.up)), *layer.down).add_(x)
-        return fed if norm_first else self._normalise(fed, layer.norm_feed_forward)
+        if first_only:
+            x = x[batch.first]
+        if norm_first:
+            x = attended.add_(x)
+            inner = self._normalise(x, layer.norm_feed_forward)
+        else:
+            x = inner = self._add_normalise(attended, x, layer.norm_attention)
+        fed = F.linear(self._raise(inner, layer), *layer.down)
+        return fed.add_(x) if norm_first else self._add_normalise(fed, x, layer.norm_feed_forward)
+
+    def _raise(self, x: Tensor, layer: _Layer) -> Tensor:
+        if self._quick and self.shape.activation.startswith("gelu"):
+            found: Tensor = self._kernels.linear_gelu(x, *layer.up)
+            return found
+        return self._activation(F.linear(x, *layer.up))
 
     def _attend(self, layer: _Layer, x: Tensor, batch: Batch, first_only: bool) -> Tensor:
         heads, hidden = self.shape.heads, self.shape.hidden
@@ -210,6 +228,13 @@ class Encoder:
             parts = F.linear(x, weight[hidden:], bias[hidden:])
         else:
             parts = F.linear(x, weight, bias)
+        if self._quick:
+            apart = parts.view(len(x), -1, heads, hidden // heads).unbind(1)
+            bounds, longest = batch.bounds, batch.longest
+            asked, asking = (bounds, longest) if not first_only else (torch.arange(len(bounds), device=x.device), 1)
+            q, k, v = (queries.squeeze(2), *apart) if first_only else apart
+            attended: Tensor = self._kernels.attention(q, k, v, asked, bounds, asking, longest)
+            return attended.view(-1, hidden)
         out = []
         row = 0
         for start, rows, length in batch.groups:
@@ -223,6 +248,26 @@ class Encoder:
 
     def _normalise(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, (self.shape.hidden,), *norm, self.shape.epsilon)
+
+    def _add_normalise(self, x: Tensor, y: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        """The layer norm of x + y; x is written over."""
+        if self._kernels is not None:
+            found: Tensor = self._kernels.add_norm(x, y, *norm, self.shape.epsilon)
+            return found
+        return self._normalise(x.add_(y), norm)
+
+
+def _kernels(like: Tensor, heads: int) -> Any:
+    """Kernels of our own for tensors like this, where they can be compiled: Triton needs a C compiler. Else None."""
+    if not like.is_cuda:
+        return None
+    try:
+        from corpusprep.stages import _quality_comet_fused as kernels
+
+        kernels.check(like, heads)
+    except Exception:  # Triton is missing, or cannot compile here, which it says in many ways
+        return None
+    return kernels
 
 
 class CometModel:

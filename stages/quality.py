@@ -83,7 +83,7 @@ class QualitySettings(StageSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`comet`: what the model computes in; auto is bf16 on a GPU that can, else fp32."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """`comet`: tokens a batch, at most, rows aside that are longer; by default 32,768 on a GPU, and 4,096 without."""
+    """`comet`: tokens a batch, at most, rows aside that are longer; by default 65,536 on a GPU, and 4,096 without."""
     backend: Literal["native", "unbabel"] = "native"
     """`comet`: unbabel runs the model with the package unbabel-comet, for classes of model that the native one does not know."""
     batch_size: Annotated[int, Field(ge=1)] = 64

@@ -15,6 +15,9 @@ from hypothesis import settings
 settings.register_profile("corpusprep", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("corpusprep")
 
+if not os.environ.get("CORPUSPREP_TEST_GPU"):  # what is tested must be the same on every machine
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 ROOT = Path(__file__).parent.parent
 _WORDS = {
     "house": "Haus", "river": "Fluss", "teacher": "Lehrer", "bread": "Brot", "garden": "Garten", "letter": "Brief",

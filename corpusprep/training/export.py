@@ -34,7 +34,7 @@ from corpusprep.training.settings import SCHEDULES, TrainSettings, WholeStage
 VERSION = "0.9.5"
 """Of LLaMA-Factory, whose keys these are."""
 
-_ATTENTION = {"auto": "auto", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+_ATTENTION = {"auto": "auto", "varlen": "sdpa", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 _WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # no strings to YAML 1.1
 _Section = tuple[str, dict[str, Any]]
 

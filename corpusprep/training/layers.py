@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -165,3 +166,13 @@ def _tied(model: Any, modules: dict[str, Any]) -> set[str]:
     found = {name for name, module in modules.items() if any(module is end for end in ends)}
     # A module around them, as the whole decoder, trains them too.
     return found | {outer for outer in modules for name in found if name.startswith(f"{outer}.")}
+
+
+def two_layers(config: Any) -> Any:
+    """The configuration of a model with the first two layers of another."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers = 2
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:2]
+    return small

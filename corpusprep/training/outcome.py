@@ -42,6 +42,7 @@ def write_outcome(
         "tokens_seen": report["tokens"],
         "seconds": report["seconds"],
         "losses": report["losses"],
+        "attention": report["attention"],
         "checks": report["checks"],
         "command": shlex.join(command),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from corpusprep.errors import InputError, RunError, SettingsError
 from corpusprep.report import columns
 from corpusprep.training.examples import Encoder, Mix, conversations
-from corpusprep.training.layers import Selection, find_layers, select
+from corpusprep.training.layers import Selection, find_layers, select, two_layers
 from corpusprep.training.settings import TrainSettings, WholeStage
 
 _SAMPLE = 2048  # examples whose tokens are counted for a dry run
@@ -221,13 +220,8 @@ def saved_bytes(config: Any, trained: Sequence[int], tokens: int, precision: str
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModel
 
-    small = copy.deepcopy(config)
-    text = small.get_text_config(decoder=True)
-    text.num_hidden_layers = 2
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:2]
     with FakeTensorMode():
-        model = AutoModel.from_config(small, dtype=_dtype(config))
+        model = AutoModel.from_config(two_layers(config), dtype=_dtype(config))
         stack, _ = find_layers(model)
         layers = model.get_submodule(stack)
         for parameter in model.parameters():

@@ -27,8 +27,9 @@ from trl import SFTConfig, SFTTrainer
 
 from corpusprep.errors import CorpusprepError, RunError
 from corpusprep.store import digest, remove, writing
+from corpusprep.training import attention
 from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send
-from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select
+from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select, two_layers
 from corpusprep.training.settings import SCHEDULES
 from corpusprep.training.tensors import compare, digests, tensors_of
 
@@ -138,8 +139,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 def load(job: Job) -> tuple[Any, Any]:
     """Model and tokenizer, every tensor in the type that its file has."""
-    attention = {} if job.attention == "auto" else {"attn_implementation": job.attention}
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", **attention)
+    attention.register()
+    asked = {} if job.attention == "auto" else {"attn_implementation": job.attention}
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", **asked)
     try:
         model.generation_config.validate(strict=True)
     except ValueError as error:
@@ -208,7 +210,7 @@ def train(job: Job) -> None:
         _check_start(job, at_start)
         _check_resume(job, started)
     if job.packing and not job.attention.startswith("flash"):
-        check_packing(model)
+        choose_attention(model, job)
     types = {name: tensor.dtype for name, tensor in known.items()}
     before = {name: known[name].detach().cpu().clone() for name in selection.trained} if first else {}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
@@ -265,6 +267,7 @@ def train(job: Job) -> None:
         "steps": trainer.state.global_step,
         "seconds": seconds,
         "tokens": trainer.state.num_input_tokens_seen,
+        "attention": plain.config._attn_implementation,
         "checks": {
             **watch.checks,
             "frozen_tensors": len(selection.frozen),
@@ -309,14 +312,36 @@ def _check_resume(job: Job, started: dict[str, Any]) -> None:
         raise RunError(f"{job.resume} cannot be gone on with: {told}")
 
 
+def choose_attention(model: Any, job: Job) -> None:
+    """Has packed examples attend to themselves alone, in the quickest way of those that do.
+
+    Raises:
+        RunError: none does.
+    """
+    if job.attention == "auto" and not job.cpu and attention.pays(model, job.precision):
+        with (
+            contextlib.suppress(RunError, NotImplementedError, ValueError),
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))),
+        ):
+            # What is tried is how the class attends: two layers do, whatever the weights, and fit any GPU.
+            small = AutoModelForCausalLM.from_config(
+                two_layers(model.config), dtype=torch.bfloat16, attn_implementation=attention.VARLEN
+            )
+            check_packing(small.eval())
+            model.set_attn_implementation(attention.VARLEN)
+            return
+    check_packing(model)
+
+
 def check_packing(model: Any) -> None:
     """Runs two short examples in one sequence.
 
     Raises:
         RunError: what the second one says depends on the first, or it is not what it says alone.
     """
-    first, other, second = torch.arange(3, 10), torch.arange(11, 18), torch.arange(4, 13)
-    places = torch.cat([torch.arange(7), torch.arange(9)])[None]
+    device = next(model.parameters()).device
+    first, other, second = (torch.arange(*ends, device=device) for ends in ((3, 10), (11, 18), (4, 13)))
+    places = torch.cat([torch.arange(7, device=device), torch.arange(9, device=device)])[None]
     size = model.config.get_text_config(decoder=True).vocab_size
     with torch.no_grad():
         packed = [

@@ -13,12 +13,13 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -27,16 +28,22 @@ from corpusprep.stages._quality_comet import CometScorer
 from corpusprep.stages._quality_comet_files import find_model
 from corpusprep.stages._quality_comet_tokens import CometTokenizer
 
-SHAPES = {"tiny, 2 x 64": (2, 64, 4, 5000), "mid size, 6 x 384": (6, 384, 12, 1000)}
-LARGE = {"XLM-RoBERTa large, 24 x 1024": (24, 1024, 16, 20_000)}  # with a GPU alone
+# Layers, size, heads, entries of the vocabulary, and rows to score.
+SHAPES = {"tiny, 2 x 64": (2, 64, 4, 0, 5000), "mid size, 6 x 384": (6, 384, 12, 0, 1000)}
+LARGE = {"XLM-RoBERTa large, 24 x 1024": (24, 1024, 16, 250_002, 40_960)}  # with a GPU alone
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, by the makers' data sheets
 VOCABULARY = 16_000
 ROUNDS = 3
 BATCHES = (16, 64)  # of predict: its default, and what a user may try
+STOCK = {
+    "fp32": "highest",
+    "TF32": "high",
+}  # how it multiplies on a GPU: called as a function, and as its command `comet-score`
 
 
-def make_model(folder: Path, table: pa.Table, layers: int, hidden: int, heads: int) -> None:
-    """A checkpoint of the shape of wmt22-cometkiwi-da, but for the encoder's sizes."""
+def make_model(folder: Path, table: pa.Table, layers: int, hidden: int, heads: int, vocabulary: int) -> None:
+    """A checkpoint of the shape of wmt22-cometkiwi-da, but for the encoder's sizes. Its tokenizer is smaller than its vocabulary
+    where that is large."""
     import yaml
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers import models as kinds
@@ -57,13 +64,15 @@ def make_model(folder: Path, table: pa.Table, layers: int, hidden: int, heads: i
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     config = XLMRobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * hidden, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
+        vocab_size=max(vocabulary, tokenizer.get_vocab_size()), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * hidden, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, initializer_range=1.5 * hidden**-0.5,  # so that a score depends on its text
     )  # fmt: skip
     config.save_pretrained(folder)
     torch.manual_seed(1)
     sizes = [hidden, 3072, 1024, 1]
-    state = {f"encoder.model.{k}": v for k, v in XLMRobertaModel(config, add_pooling_layer=False).state_dict().items()}
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        encoder = XLMRobertaModel(config, add_pooling_layer=False)
+    state = {f"encoder.model.{name}": weight.cpu() for name, weight in encoder.state_dict().items()}
     state |= {f"layerwise_attention.scalar_parameters.{k}": 0.1 * torch.randn(1) for k in range(layers + 1)}
     state["layerwise_attention.gamma"] = torch.ones(1)
     for k in range(3):
@@ -84,9 +93,9 @@ def stock(folder: Path) -> Any:
     return comet.load_from_checkpoint(str(folder / "checkpoints" / "model.ckpt"))
 
 
-def fastest(rounds: int, *calls: Callable[[], Any]) -> list[float]:
+def fastest(rounds: int, calls: Sequence[Callable[[], Any]]) -> list[float]:
     """Seconds of the fastest of several runs of each call, in turn, after one that does not count."""
-    times = [[] for _ in calls]
+    times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for call, taken in zip(calls, times, strict=True):
             began = time.perf_counter()
@@ -98,40 +107,61 @@ def fastest(rounds: int, *calls: Callable[[], Any]) -> list[float]:
 
 def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
     gpu = torch.cuda.is_available()
-    for name, (layers, hidden, heads, count) in (SHAPES | (LARGE if gpu else {})).items():
+    for name, (layers, hidden, heads, vocabulary, count) in (LARGE if gpu else SHAPES).items():
         home = folder / name.split(",")[0].replace(" ", "-")
-        make_model(home, table, layers, hidden, heads)
+        make_model(home, table, layers, hidden, heads, vocabulary)
         some = table.slice(0, count)
         samples = [{"src": s, "mt": t} for s, t in zip(some["src"].to_pylist(), some["tgt"].to_pylist(), strict=True)]
         model, ours = stock(home), CometScorer(find_model(str(home)), "fp32")
-        if layers == 2:
+        if "tiny" in name:
             yield from tokenisation(home, samples[:5000], model, ours)
 
-        def predict(size: int, model: Any = model, samples: Any = samples) -> list[float]:
-            found = model.predict(samples, batch_size=size, gpus=int(gpu), num_workers=0, progress_bar=False)
+        def predict(size: int, rows: int, model: Any = model, samples: Any = samples) -> list[float]:
+            found = model.predict(samples[:rows], batch_size=size, gpus=int(gpu), progress_bar=False)
             return list(found.scores)
 
-        difference = max(abs(a - b) for a, b in zip(predict(64), ours.score(some).tolist(), strict=True))
-        scorers = {"fp32": ours}
+        few = min(count, 1000)
+        scorers, scores = {"fp32": ours}, {"fp32": ours.score(some.slice(0, few))}
+        theirs = np.array(predict(64, few))
         if gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else it is emulated, and slower than fp32
             scorers["bf16"] = CometScorer(find_model(str(home)), "bf16")
-        calls = [lambda o=scorer, t=some: o.score(t) for scorer in scorers.values()]
-        times = fastest(ROUNDS, *calls, *(lambda n=n: predict(n) for n in BATCHES))
-        best = min(times[len(calls) :])
-        size = BATCHES[times[len(calls) :].index(best)]
-        where = "GPU" if gpu else f"{torch.get_num_threads()} threads of a CPU"
-        for precision, seconds in zip(scorers, times, strict=False):
-            note = f"; scores differ by {difference:.0e} at most" if precision == "fp32" else ""
+            scores["bf16"] = scorers["bf16"].score(some.slice(0, few))
+        part, peers = (count // 10 if gpu else count), {}
+        rows = {precision: part if gpu and precision == "fp32" else count for precision in scorers}
+        each = {}
+        for precision, scorer in scorers.items():
+            [seconds] = fastest(ROUNDS, [lambda o=scorer, t=some.slice(0, rows[precision]): o.score(t)])
+            each[precision] = seconds / rows[precision]
+        for way, multiplied in (STOCK if gpu else dict(list(STOCK.items())[:1])).items():
+            torch.set_float32_matmul_precision(multiplied)
+            taken = fastest(1 if gpu else ROUNDS, [lambda n=n, c=part: predict(n, c) for n in BATCHES])
+            best = min(taken)
+            peers[f"predict, {way}, batches of {BATCHES[taken.index(best)]}"] = best / part
+        torch.set_float32_matmul_precision("highest")
+        where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a CPU"
+        for precision, ours_each in each.items():
+            note = f"; scores differ by {np.abs(scores[precision] - theirs).max():.0e} at most, of a deviation of {theirs.std():.2g}"
             peak = next((p for n, p in PEAKS.items() if gpu and n in torch.cuda.get_device_name()), None)
             if peak is not None and precision == "bf16":
-                # Two operations a weight and token; what attention adds is little at this length.
-                work = 2 * layers * 12 * hidden * hidden * scorers[precision].tokens / (ROUNDS + 1)
-                note += f"; {work / seconds / peak:.0%} of its bf16 peak"
-            yield {
-                "what": f"scoring, {name}, {precision}", "ours": f"{count / seconds:,.0f} pairs/s",
-                "peer": f"predict, fp32, batches of {size}", "theirs": f"{count / best:,.0f} pairs/s",
-                "ratio": best / seconds, "note": where + note,
-            }  # fmt: skip
+                done = operations(scorers[precision], some) / count
+                note += f"; {done / ours_each / 1e12:.0f} TFLOP/s, {done / ours_each / peak:.0%} of its dense bf16 peak"
+            for peer, their_each in peers.items():
+                yield {
+                    "what": f"scoring, {name}, {precision}", "ours": f"{1 / ours_each:,.0f} pairs/s", "peer": peer,
+                    "theirs": f"{1 / their_each:,.0f} pairs/s", "ratio": their_each / ours_each, "note": where + note,
+                }  # fmt: skip
+
+
+def operations(scorer: CometScorer, table: pa.Table) -> float:
+    """Multiplications and additions that scoring takes: of the encoder's weights and of attention. The last layer computes
+    keys and values for all tokens, and all else for the first token of a row alone."""
+    shape = scorer._model.encoder.shape
+    h, layers, rows = shape.hidden, shape.layers, table.num_rows
+    lengths = scorer._tokenizer.pairs(table["tgt"].to_pylist(), table["src"].to_pylist()).lengths.astype(np.float64)
+    tokens, squares = lengths.sum(), (lengths**2).sum()
+    whole = 2 * 12 * h * h * tokens + 4 * h * squares
+    last = 2 * 2 * h * h * tokens + 2 * 10 * h * h * rows + 4 * h * tokens
+    return float((layers - 1) * whole + last)
 
 
 def tokenisation(

@@ -3,12 +3,13 @@
     python layer_steps.py
 
 Models of Qwen3's shape with random weights. A step is forward, backward and AdamW on one sequence; activations are the bytes
-that autograd keeps of the forward pass. On a GPU the shape of Qwen3-0.6B too, in bf16, with tokens a second and the share of
+that autograd keeps of the forward pass. On a GPU the shape of Qwen3-1.7B too, in bf16, with tokens a second and the share of
 its peak.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import warnings
@@ -26,14 +27,15 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operation
 
 
 def make(layers: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str) -> Any:
-    heads = max(2, hidden // 64)
+    heads = max(2, hidden // (128 if hidden >= 1024 else 64))
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), head_dim=hidden // heads,
         tie_word_embeddings=False,
     )  # fmt: skip
-    return Qwen3ForCausalLM(config).to(dtype).to(device)
+    with torch.device(device):
+        return Qwen3ForCausalLM(config).to(dtype)
 
 
 class Step:
@@ -83,26 +85,48 @@ def measure(
     name: str, shape: tuple[int, int, int], tokens: int, ways: dict[str, Any], device: str
 ) -> Iterator[dict[str, Any]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    steps = {}
-    for way, (layers, modules) in ({"full": EVERYTHING} | ways).items():
-        steps[way] = Step(make(*shape, dtype, device), layers, modules, tokens, device)
-    times: dict[str, list[float]] = {way: [] for way in steps}
-    for turn in range(ROUNDS + 1):
-        for way, step in steps.items():
-            taken = step.run()
-            if turn:
-                times[way].append(taken)
-    full, kept = min(times["full"]), {way: step.activations() for way, step in steps.items()}
-    for way in ways:
+    ways = {"full": EVERYTHING} | ways
+    kept, peaks = {}, dict.fromkeys(ways, 0)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    work = {}
+
+    def run(way: str, step: Step, rounds: int) -> None:
+        for _ in range(rounds):
+            times[way].append(step.run())
+
+    def build(way: str) -> Step:
+        step = Step(make(*shape, dtype, device), *ways[way], tokens, device)
+        kept[way], work[way] = step.activations(), flops(step, shape, tokens)
+        step.run()  # does not count
+        return step
+
+    if device == "cuda":  # one after the other: what each takes of the memory is to be seen
+        for way in ways:
+            step = build(way)
+            torch.cuda.reset_peak_memory_stats()
+            run(way, step, ROUNDS)
+            peaks[way] = torch.cuda.max_memory_allocated()
+            del step
+            gc.collect()
+            torch.cuda.empty_cache()
+    else:  # in turn: what else the machine does is the same for all
+        steps = {way: build(way) for way in ways}
+        for _ in range(ROUNDS):
+            for way, step in steps.items():
+                run(way, step, 1)
+    full = min(times["full"])
+    for way in list(ways)[1:] if device == "cpu" else ways:
         seconds = min(times[way])
         note = (
             f"{seconds / full:.2f} of a full step; activations {kept[way] / 2**20:,.0f} MiB, "
             f"{kept[way] / kept['full']:.2f} of {kept['full'] / 2**20:,.0f}; {tokens} tokens"
         )
         if device == "cuda":
-            share = flops(steps[way], shape, tokens) / seconds
-            peak = next((p for n, p in PEAKS.items() if n in torch.cuda.get_device_name()), None)
-            note += f"; {tokens / seconds:,.0f} tokens/s" + (f", {share / peak:.0%} of its bf16 peak" if peak else "")
+            share, name_of = work[way] / seconds, torch.cuda.get_device_name()
+            peak = next((p for n, p in PEAKS.items() if n in name_of), None)
+            note += f"; {peaks[way] / 2**30:.1f} GiB at most; {tokens / seconds:,.0f} tokens/s"
+            note += f", {share / peak:.0%} of the dense bf16 peak" if peak else ""
+            note += f"; {name_of}"
         yield {
             "what": f"a step, {name}, {way}", "ours": f"{seconds * 1000:,.0f} ms", "peer": "full fine-tuning",
             "theirs": f"{full * 1000:,.0f} ms", "ratio": full / seconds, "note": note,
@@ -116,8 +140,9 @@ def flops(step: Step, shape: tuple[int, int, int], tokens: int) -> float:
     stack = step.model.model.layers
     weights = [sum(p.numel() for p in layer.parameters()) for layer in stack]
     first = next(k for k in range(layers) if any(p.requires_grad for p in stack[k].parameters()))
-    head = step.model.lm_head.weight.numel()
-    return 2.0 * tokens * (sum(weights) + head + step.trained + sum(weights[first:]) + head)
+    head, looked_up = step.model.lm_head.weight.numel(), step.model.model.embed_tokens.weight
+    trained = step.trained - (looked_up.numel() if looked_up.requires_grad else 0)
+    return 2.0 * tokens * (sum(weights) + head + trained + sum(weights[first:]) + head)
 
 
 def main() -> None:
@@ -128,7 +153,7 @@ def main() -> None:
     found += measure("36 x 128", (36, 128, 4096), 256, {"top 15": ("top:15", ()), "bottom 4": ("bottom:4", ())}, "cpu")
     if torch.cuda.is_available():
         found += measure(
-            "28 x 1024 (Qwen3-0.6B)", (28, 1024, 151_936), 4096, {"top 12": ("top:12", ()), "bottom 4": ("bottom:4", ())},
+            "28 x 2048 (Qwen3-1.7B)", (28, 2048, 151_936), 4096, {"top 12": ("top:12", ()), "bottom 4": ("bottom:4", ())},
             "cuda",
         )  # fmt: skip
     print(json.dumps(found))

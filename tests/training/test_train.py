@@ -514,13 +514,16 @@ def test_changes_are_counted_by_bits() -> None:
     assert (found.values, found.changed, found.survived) == (6, 2, 1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
 def test_packed_examples_do_not_attend_to_one_another(place: Path, attention: str) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl.data_utils import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+    from corpusprep.training.attention import register
+
+    register()
     model = AutoModelForCausalLM.from_pretrained(place / "model", attn_implementation=attention).eval()
     draw = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 300, (size,), generator=draw).tolist() for size in (50, 30, 40)]

@@ -1,0 +1,134 @@
+"""Attention within each example of a packed sequence, by the flash attention that PyTorch brings along.
+
+The mask with which transformers keeps packed examples apart costs the square of the sequence, wherever it is zero too; the
+package flash-attn does without one, and must be compiled. This implementation needs PyTorch alone (2.10 and later, and a GPU
+that computes in bf16); elsewhere it goes from example to example.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from corpusprep.errors import RunError
+
+VARLEN = "varlen"
+"""The name under which it is registered."""
+
+
+def register() -> None:
+    """Makes it known to transformers."""
+    AttentionInterface.register(VARLEN, attend)
+    AttentionMaskInterface.register(VARLEN, _mask)
+
+
+def pays(model: Any, precision: str) -> bool:
+    """Whether it is quicker than what transformers would choose, and does all that the model's attention does."""
+    config = model.config.get_text_config(decoder=True)
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return (
+        precision == "bf16"
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (8, 0)
+        and flash() is not None
+        and set(layers) == {"full_attention"}
+        and not getattr(config, "attention_dropout", 0)
+        and not any(getattr(config, name, None) for name in ("attn_logit_softcapping", "alibi", "use_alibi"))
+        and model.config._attn_implementation == "sdpa"
+    )
+
+
+@functools.cache
+def flash() -> Callable[..., Tensor] | None:
+    """PyTorch's flash attention of rows that lie one behind the other, causal; None where there is none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "scale" not in known:
+        return None
+    grouped = "enable_gqa" in known
+
+    def call(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
+        if grouped:
+            more = {**causal, "enable_gqa": query.shape[1] != key.shape[1]}
+        else:
+            more, times = causal, query.shape[1] // key.shape[1]
+            key, value = (side.repeat_interleave(times, 1) if times > 1 else side for side in (key, value))
+        found: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, **more)
+        return found
+
+    return call
+
+
+def attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, **more: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention as transformers calls it: query (1, heads, t, size); key and value may have fewer heads.
+
+    Where the tokens' `position_ids` begin anew, or `cu_seq_lens_q` says so, an example begins. Without either, or with a mask,
+    a window or a dropout, this is scaled dot product attention.
+    """
+    bounds, longest = more.get("cu_seq_lens_q"), more.get("max_length_q")
+    plain = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
+    if bounds is None and plain and more.get("position_ids") is not None:
+        bounds = _bounds(more["position_ids"], query.shape[2])
+    if not plain or bounds is None or dropout or more.get("sliding_window") is not None:
+        if attention_mask is None and bounds is not None and len(bounds) > 2:
+            raise RunError(
+                'train.attention = "varlen" is not for this model: its attention has a window or a dropout. Set train.attention = '
+                '"sdpa".'
+            )
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+        return out, None
+    if torch.is_autocast_enabled(query.device.type):
+        computed = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (side.to(computed) for side in (query, key, value))
+    quick = flash() if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else None
+    size = query.shape[3]
+    if quick is not None and value.shape[3] == size and size % 8 == 0 and size <= 256:
+        if longest is None:
+            longest = int(bounds.diff().max())
+        sides = (side[0].transpose(0, 1) for side in (query, key, value))
+        return quick(*sides, bounds.to(torch.int32), int(longest), scaling)[None], None
+    apart = (
+        [side[:, :, start:end] for side in (query, key, value)] for start, end in itertools.pairwise(bounds.tolist())
+    )
+    attended = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in apart
+    ]
+    return torch.cat(attended, 2).transpose(1, 2), None
+
+
+def _bounds(position_ids: Tensor, tokens: int) -> Tensor | None:
+    """Where examples begin, and where the last one ends; None where positions are those of another batch."""
+    if position_ids.shape != (1, tokens):
+        return None
+    begins = F.pad(position_ids[0].diff() != 1, (1, 0), value=True).nonzero().view(-1)
+    return F.pad(begins, (0, 1), value=tokens).to(torch.int32)
+
+
+def _mask(
+    batch_size: int, *args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **more: Any
+) -> Any:
+    """No mask for packed examples, which transformers asks for by forbidding to leave it out where nothing is padded."""
+    if batch_size == 1 and attention_mask is None and not allow_is_causal_skip:
+        return None
+    return sdpa_mask(
+        batch_size, *args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **more
+    )
