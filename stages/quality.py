@@ -9,6 +9,7 @@ A COMET model judges a translation of a source, and bitext does not say which si
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import math
@@ -303,7 +304,7 @@ def model_files(settings: QualitySettings) -> list[Path]:
     return list(find_model(settings.model, settings.encoder))
 
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 """Of the COMET scorer: to be raised when the same model gives the same text another score."""
 
 
@@ -332,8 +333,12 @@ def packages(settings: QualitySettings) -> dict[str, str]:
     """Versions that may change the last digits of a COMET model's scores."""
     if settings.scorer != "comet":
         return {}
-    names = ("torch", "tokenizers") if settings.backend == "native" else ("torch", "unbabel-comet", "transformers")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ["torch", "tokenizers"] if settings.backend == "native" else ["torch", "unbabel-comet", "transformers"]
+    found = {name: importlib.metadata.version(name) for name in names}
+    if settings.backend == "native":  # Triton compiles kernels for a GPU
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["triton"] = importlib.metadata.version("triton")
+    return found
 
 
 def with_scores(table: pa.Table, scores: F32) -> pa.Table:

@@ -343,8 +343,10 @@ class _Run:
         """Runs a stage, tells of its progress, and keeps all else that it says in a log."""
         log = self.out / f"stage-{plan.number}.log"
         # Threads that wait by spinning take a busy CPU from those that work.
-        environment = {
-            "OMP_WAIT_POLICY": "PASSIVE",
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+        if self.devices:  # where there are GPUs, accelerate gives what is left to the CPU one thread
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.processes))
+        environment |= {
             **os.environ,
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",

@@ -82,6 +82,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.checks["gradients_at_step_1"] = {"trained_with": len(self.selection.trained), "all_zero": zero}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            # From a checkpoint of the last step, transformers would train one step more: none is written.
+            control.should_save = False
         self._tell(state, kind="step", done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -96,8 +99,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._tell(state, kind="log", loss=float(loss), speed=speed)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # From a checkpoint of the last step, transformers would train one step more: the one before is gone on with.
-        if not state.is_world_process_zero or state.global_step >= state.max_steps:
+        if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
         whole = folder / f"checkpoint-{state.global_step}"
@@ -318,19 +320,26 @@ def choose_attention(model: Any, job: Job) -> None:
     Raises:
         RunError: none does.
     """
-    if job.attention == "auto" and not job.cpu and attention.pays(model, job.precision):
-        with (
-            contextlib.suppress(RunError, NotImplementedError, ValueError),
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))),
-        ):
-            # What is tried is how the class attends: two layers do, whatever the weights, and fit any GPU.
-            small = AutoModelForCausalLM.from_config(
-                two_layers(model.config), dtype=torch.bfloat16, attn_implementation=attention.VARLEN
-            )
-            check_packing(small.eval())
-            model.set_attn_implementation(attention.VARLEN)
+    if job.cpu:
+        check_packing(model)
+        return
+    ways = [model.config._attn_implementation]
+    if job.attention == "auto" and attention.pays(model, job.precision):
+        ways.insert(0, attention.VARLEN)
+    for way in ways:
+        try:
+            with torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))):
+                # What is tried is how the class attends: two layers do, whatever the weights, and fit any GPU.
+                small = AutoModelForCausalLM.from_config(
+                    two_layers(model.config), dtype=torch.bfloat16, attn_implementation=way
+                )
+                check_packing(small.eval())
+        except (RunError, NotImplementedError, ValueError):
+            if way == ways[-1]:
+                raise
+        else:
+            model.set_attn_implementation(way)
             return
-    check_packing(model)
 
 
 def check_packing(model: Any) -> None:

@@ -1,11 +1,11 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,train,scale] [--data FOLDER]
-                                     [--out DIR]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,train,scale,gpu]
+                                     [--data FOLDER] [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
-it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); the rest is generated (`generate.py`). What each
-part measured is kept in DIR; `RESULTS.md` beside this file is written anew from all of it.
+it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); the rest is generated (`generate.py`). What a
+part measured takes the place of its section of `RESULTS.md` beside this file; the other sections stay.
 
     langid        both sides of pairs, per core, against fasttext-predict with the same model
     fingerprints  SimHash of character 4-grams, per core, against the simhash package
@@ -13,11 +13,12 @@ part measured is kept in DIR; `RESULTS.md` beside this file is written anew from
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
                   the same rules and the same number of processes
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
-    comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights; on a GPU if there is
-                  one. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
+    comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights, on the
+                  CPU. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
     rounds        rows that `quality.until = "budget"` scores, against scoring all
-    train         steps of layer-selective tuning against full fine-tuning (`layer_steps.py`); on a GPU too if there is one
+    train         steps of layer-selective tuning against full fine-tuning (`layer_steps.py`), on the CPU
     scale         whole runs of 1, 4 and 16 million rows
+    gpu           comet and train on a GPU, with models of XLM-RoBERTa large's and Qwen3-1.7B's shape; only if asked for
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -313,12 +314,21 @@ def bench_text_dedup(out: Path, data: Path | None) -> list[Row]:
 
 
 def bench_comet(out: Path, data: Path | None) -> list[Row]:
+    return comet(out, 20_000, "cpu")
+
+
+def comet(out: Path, rows: int, device: str) -> list[Row]:
     programs = environment("comet", out)
     folder = out / "comet"
     folder.mkdir(exist_ok=True)
     # In an order that knows nothing of length, as generated rows are.
-    pq.write_table(sample(out, 20_000).select(["src", "tgt"]), folder / "rows.parquet")
-    command([programs / "python", HERE / "comet_scorer.py", "rows.parquet", "models"], folder)
+    pq.write_table(sample(out, rows).select(["src", "tgt"]), folder / "rows.parquet")
+    return told(folder, programs / "python", HERE / "comet_scorer.py", "rows.parquet", "models", device)
+
+
+def told(folder: Path, *arguments: str | Path) -> list[Row]:
+    """The rows that a script prints as JSON."""
+    command(arguments, folder)
     lines = (folder / "last-command.log").read_text(encoding="utf-8").splitlines()
     return [row(**found) for found in json.loads(lines[-1])]
 
@@ -348,10 +358,12 @@ def bench_rounds(out: Path, data: Path | None) -> list[Row]:
 
 
 def bench_train(out: Path, data: Path | None) -> list[Row]:
-    programs = environment("train", out)
-    command([programs / "python", HERE / "layer_steps.py"], out)
-    lines = (out / "last-command.log").read_text(encoding="utf-8").splitlines()
-    return [row(**found) for found in json.loads(lines[-1])]
+    return told(out, environment("train", out) / "python", HERE / "layer_steps.py", "cpu")
+
+
+def bench_gpu(out: Path, data: Path | None) -> list[Row]:
+    scored = comet(out, 50_000, "cuda")
+    return scored + told(out, environment("train", out) / "python", HERE / "layer_steps.py", "cuda")
 
 
 def bench_scale(out: Path, data: Path | None) -> list[Row]:
@@ -383,33 +395,28 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "rounds": bench_rounds,
     "train": bench_train,
     "scale": bench_scale,
+    "gpu": bench_gpu,
 }
 
 
-def write_results(kept: Path) -> None:
-    """Writes `RESULTS.md` from all parts that were measured."""
-    lines = [
-        "# Results",
-        "",
-        "Written by `make bench` (`tests/benchmarks/bench.py`, which says what each line measures). Ratios are what the",
-        "peer took against what corpusprep took in alternating runs on one machine, and for the search what it took against a",
-        "sort; all are of the fastest run of each (per core: medians). Marginal cost is that of the rows alone: the time of the",
-        "same command on ten rows is taken off. Memory is that of all processes of a command together.",
-    ]
-    for name in PARTS:
-        path = kept / f"{name}.json"
-        if path.exists():
-            part = json.loads(path.read_text(encoding="utf-8"))
-            lines += ["", f"## {name}", "", f"{part['date']}, {part['machine']}.", ""]
-            lines += ["| what | corpusprep | peer | of the peer | ratio | |", "|---|---:|---|---:|---:|---|"]
-            keys = ("what", "ours", "peer", "theirs", "ratio", "note")
-            lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in part["rows"]]
-    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_results(file: Path, found: Mapping[str, Sequence[str]]) -> None:
+    """Puts sections in the place of those of the same name in `RESULTS.md`."""
+    head, *others = file.read_text(encoding="utf-8").split("\n## ")
+    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip("\n").split("\n") for section in others}
+    sections |= {name: list(lines) for name, lines in found.items()}
+    parts = [f"## {name}\n\n" + "\n".join(sections[name]) for name in PARTS if name in sections]
+    file.write_text("\n\n".join([head.strip("\n"), *parts]) + "\n", encoding="utf-8")
+
+
+def section(about: str, rows: Sequence[Row]) -> list[str]:
+    lines = [about, "", "| what | corpusprep | peer | of the peer | ratio | |", "|---|---:|---|---:|---:|---|"]
+    return lines + ["| " + " | ".join(str(value) for value in found.values()) + " |" for found in rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all)")
+    usual = ",".join(part for part in PARTS if part != "gpu")
+    parser.add_argument("--parts", default=usual, help="what to measure (default: all but gpu)")
     parser.add_argument("--data", type=Path, help="folder with real text")
     parser.add_argument("--rounds", type=int, default=2, help="of pass1 (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for what is needed")
@@ -421,10 +428,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = options.data.resolve() if options.data else None
     out.mkdir(parents=True, exist_ok=True)
     for part in wanted:
-        about = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        about = f"{time.strftime('%Y-%m-%d')}, {machine()}."
         found = bench_pass1(out, data, options.rounds) if part == "pass1" else PARTS[part](out, data)
-        (out / f"{part}.json").write_text(json.dumps(about | {"rows": found}), encoding="utf-8")
-    write_results(out)
+        write_results(HERE / "RESULTS.md", {part: section(about, found)})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The comet scorer against COMET's own `predict`, in one environment that has both: prints rows as JSON for `bench.py`.
 
-    python comet_scorer.py ROWS.parquet FOLDER
+    python comet_scorer.py ROWS.parquet FOLDER cpu|cuda
 
-Models have random weights and the shapes of small encoders; their tokenizer is trained on the rows.
+On a GPU, COMET itself and attention beside PyTorch's own. Models have random weights and the shapes of small encoders; their tokenizer is trained on the rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import numpy as np
 import pyarrow as pa
@@ -105,8 +103,7 @@ def fastest(rounds: int, calls: Sequence[Callable[[], Any]]) -> list[float]:
     return [min(taken) for taken in times]
 
 
-def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
-    gpu = torch.cuda.is_available()
+def measure(table: pa.Table, folder: Path, gpu: bool) -> Iterator[dict[str, Any]]:
     for name, (layers, hidden, heads, vocabulary, count) in (LARGE if gpu else SHAPES).items():
         home = folder / name.split(",")[0].replace(" ", "-")
         make_model(home, table, layers, hidden, heads, vocabulary)
@@ -150,6 +147,35 @@ def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
                     "what": f"scoring, {name}, {precision}", "ours": f"{1 / ours_each:,.0f} pairs/s", "peer": peer,
                     "theirs": f"{1 / their_each:,.0f} pairs/s", "ratio": their_each / ours_each, "note": where + note,
                 }  # fmt: skip
+
+
+def attention() -> Iterator[dict[str, Any]]:
+    """Sixteen heads of 64 in rows of equal length, 65,536 tokens in all, against PyTorch's flash attention of such rows."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    from corpusprep.stages import _quality_comet_fused as kernels
+
+    def microseconds(call: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(20):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            taken.append(begin.elapsed_time(end) * 1000)
+        return sorted(taken[3:])[len(taken[3:]) // 2]
+
+    for length in (24, 47, 64, 90, 128, 200):
+        rows = 65_536 // length
+        sides = torch.randn(rows * length, 3, 16, 64, device="cuda").bfloat16().unbind(1)
+        bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device="cuda")
+        ours = microseconds(lambda s=sides, b=bounds, n=length: kernels.attention(*s, b, b, n, n))
+        theirs = microseconds(lambda s=sides, b=bounds, n=length: varlen_attn(*s, b, b, n, n))
+        yield {
+            "what": f"attention, rows of {length} tokens", "ours": f"{ours:.0f} us", "peer": "torch's varlen_attn",
+            "theirs": f"{theirs:.0f} us", "ratio": theirs / ours, "note": torch.cuda.get_device_name(),
+        }  # fmt: skip
 
 
 def operations(scorer: CometScorer, table: pa.Table) -> float:
@@ -205,10 +231,12 @@ def tokenisation(
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    rows, folder = map(Path, sys.argv[1:3])
+    rows, folder, gpu = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "cuda"
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with open(os.devnull, "w") as nowhere:
         words, sys.stdout = sys.stdout, nowhere
-        found = list(measure(pq.read_table(rows), folder))
+        found = [*measure(pq.read_table(rows), folder, gpu), *(attention() if gpu else ())]
     print(json.dumps(found), file=words)
 
 

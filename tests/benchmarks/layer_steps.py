@@ -1,16 +1,17 @@
 """What a step costs when some layers are trained, against full fine-tuning: prints rows as JSON for `bench.py`.
 
-    python layer_steps.py
+    python layer_steps.py cpu|cuda
 
 Models of Qwen3's shape with random weights. A step is forward, backward and AdamW on one sequence; activations are the bytes
-that autograd keeps of the forward pass. On a GPU the shape of Qwen3-1.7B too, in bf16, with tokens a second and the share of
-its peak.
+that autograd keeps of the forward pass. On a GPU, the shape of Qwen3-1.7B in bf16, with tokens a second and the share of its
+peak.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -147,15 +148,21 @@ def flops(step: Step, shape: tuple[int, int, int], tokens: int) -> float:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    found = list(
-        measure("8 x 256", (8, 256, 4096), 512, {"top half": ("top:4", ()), "bottom half": ("bottom:4", ())}, "cpu")
-    )
-    found += measure("36 x 128", (36, 128, 4096), 256, {"top 15": ("top:15", ()), "bottom 4": ("bottom:4", ())}, "cpu")
-    if torch.cuda.is_available():
-        found += measure(
-            "28 x 2048 (Qwen3-1.7B)", (28, 2048, 151_936), 4096, {"top 12": ("top:12", ()), "bottom 4": ("bottom:4", ())},
-            "cuda",
-        )  # fmt: skip
+    if sys.argv[1] == "cuda":
+        shapes = [
+            (
+                "28 x 2048 (Qwen3-1.7B)",
+                (28, 2048, 151_936),
+                4096,
+                {"top 12": ("top:12", ()), "bottom 4": ("bottom:4", ())},
+            )
+        ]
+    else:
+        shapes = [
+            ("8 x 256", (8, 256, 4096), 512, {"top half": ("top:4", ()), "bottom half": ("bottom:4", ())}),
+            ("36 x 128", (36, 128, 4096), 256, {"top 15": ("top:15", ()), "bottom 4": ("bottom:4", ())}),
+        ]  # fmt: skip
+    found = [row for shape in shapes for row in measure(*shape, sys.argv[1])]
     print(json.dumps(found))
 
 
