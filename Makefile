@@ -47,7 +47,8 @@ test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, 
 	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_unbabel.py
 
 test-gpu: $(STAMP)  ## the tests that need a GPU, of scoring and of training
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,quality,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality,train]'
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU: TORCH names another build")'
 	CORPUSPREP_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
 train-demo: $(STAMP)  ## both stages of the training on the quickstart's mix and a tiny model, on the CPU

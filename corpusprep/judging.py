@@ -185,7 +185,9 @@ def _model(settings: quality.QualitySettings) -> str:
     if settings.scorer != "comet":
         return ""
     files = [large_file_digest(file) for file in quality.model_files(settings)]
-    return digest(quality.SCORE_VERSION, files, settings.backend, settings.precision, quality.device())
+    return digest(
+        quality.SCORE_VERSION, files, settings.backend, settings.precision, quality.device(), settings.kernels
+    )
 
 
 def _kept_folder(run: Context, model: str) -> Path:

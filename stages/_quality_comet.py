@@ -7,6 +7,9 @@ the model in batches of a budget of tokens.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +41,7 @@ class CometScorer:
         files: the model's files, as `find_model` finds them.
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that computes in it, else fp32.
         batch_tokens: tokens a batch; by default 65,536 on a GPU, 4,096 without.
+        kernels: whether kernels of our own are used where they can be.
 
     Attributes:
         device: `cuda` or `cpu`.
@@ -48,7 +52,9 @@ class CometScorer:
         RunError: torch is not installed, or the model is not one that can be read here.
     """
 
-    def __init__(self, files: CometFiles, precision: str = "auto", batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, files: CometFiles, precision: str = "auto", batch_tokens: int | None = None, kernels: bool = True
+    ) -> None:
         torch = import_torch()
         from corpusprep.stages._quality_comet_model import CometModel
         from corpusprep.stages._quality_comet_tokens import CometTokenizer
@@ -58,7 +64,7 @@ class CometScorer:
         self.tokens = 0
         with torch.inference_mode():
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            self._model = CometModel(files, dtype, torch.device(self.device))
+            self._model = CometModel(files, dtype, torch.device(self.device), kernels_of(kernels))
         self._tokenizer = CometTokenizer(files.tokenizer, self._model.limit)
         shape = self._model.encoder.shape
         self._tokenizer.check(files.tokenizer, shape.vocabulary, shape.pad)
@@ -230,6 +236,14 @@ def precision_of(asked: str) -> str:
         return asked
     torch = import_torch()
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def kernels_of(asked: bool) -> bool:
+    """Whether kernels of our own are used where a setting says `asked`: they need a GPU, and Triton a C compiler."""
+    if not asked or not import_torch().cuda.is_available() or import_torch().cuda.get_device_capability() < (8, 0):
+        return False
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return compiler is not None and importlib.util.find_spec("triton") is not None
 
 
 def _strings(table: pa.Table, side: str) -> pa.Array[Any]:

@@ -117,13 +117,14 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def check(like: Tensor, heads: int) -> None:
-    """Compiles and runs each kernel. Raises whatever Triton raises where it is missing its compiler."""
+    """Compiles and runs each kernel in each shape that it may take. Raises whatever Triton raises where it cannot."""
     size = like.shape[1]
-    some = torch.zeros((4, size), dtype=like.dtype, device=like.device)
+    some = torch.zeros((512, size), dtype=like.dtype, device=like.device)
     add_norm(some, some, some[0], some[0], 1e-5)
     if like.dtype == torch.bfloat16:
-        bounds = torch.tensor([0, 4], dtype=torch.int32, device=like.device)
-        apart = some.view(4, heads, -1)
-        attention(apart, apart, apart, bounds, bounds, 4, 4)
+        apart = some.view(512, heads, -1)
+        for asking, longest in ((1, 16), (1, 32), (1, 64), (1, 512), (16, 16), (32, 32), (64, 64), (512, 512)):
+            asked, bounds = (torch.tensor([0, end], dtype=torch.int32, device=like.device) for end in (asking, longest))
+            attention(apart[:asking], apart, apart, asked, bounds, asking, longest)
         linear_gelu(some, some.new_zeros((8, size)), some.new_zeros(8))
     torch.cuda.synchronize(like.device)

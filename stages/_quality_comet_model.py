@@ -152,7 +152,7 @@ class _Weights:
 class Encoder:
     """XLM-RoBERTa or XLM-RoBERTa-XL."""
 
-    def __init__(self, shape: Shape, weights: _Weights, layers: int) -> None:
+    def __init__(self, shape: Shape, weights: _Weights, layers: int, kernels: bool) -> None:
         self.shape = shape
         h, f = shape.hidden, shape.feed_forward
         name = "encoder.model.embeddings"
@@ -180,7 +180,7 @@ class Encoder:
                 self._layers.append(layer)
         self._last_norm = weights.norm("encoder.model.encoder.LayerNorm", h) if shape.norm_first else None
         self._activation = _ACTIVATIONS[shape.activation]
-        self._kernels = _kernels(self._words, shape.heads)
+        self._kernels: Any = _kernels(self._words, shape.heads) if kernels else None
         self._quick = self._kernels is not None and self._words.dtype == torch.bfloat16
 
     def states(self, batch: Batch, first_only: bool) -> Iterator[Tensor]:
@@ -231,7 +231,9 @@ class Encoder:
         if self._quick:
             apart = parts.view(len(x), -1, heads, hidden // heads).unbind(1)
             bounds, longest = batch.bounds, batch.longest
-            asked, asking = (bounds, longest) if not first_only else (torch.arange(len(bounds), device=x.device), 1)
+            asked, asking = bounds, longest
+            if first_only:
+                asked, asking = torch.arange(len(bounds), dtype=torch.int32, device=x.device), 1
             q, k, v = (queries.squeeze(2), *apart) if first_only else apart
             attended: Tensor = self._kernels.attention(q, k, v, asked, bounds, asking, longest)
             return attended.view(-1, hidden)
@@ -250,7 +252,7 @@ class Encoder:
         return F.layer_norm(x, (self.shape.hidden,), *norm, self.shape.epsilon)
 
     def _add_normalise(self, x: Tensor, y: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        """The layer norm of x + y; x is written over."""
+        """The layer norm of x + y; x may be written over."""
         if self._kernels is not None:
             found: Tensor = self._kernels.add_norm(x, y, *norm, self.shape.epsilon)
             return found
@@ -258,15 +260,24 @@ class Encoder:
 
 
 def _kernels(like: Tensor, heads: int) -> Any:
-    """Kernels of our own for tensors like this, where they can be compiled: Triton needs a C compiler. Else None."""
-    if not like.is_cuda:
+    """Kernels of our own for tensors like this.
+
+    Raises:
+        RunError: they cannot be compiled.
+    """
+    if like.shape[1] // heads > 128:
         return None
     try:
         from corpusprep.stages import _quality_comet_fused as kernels
 
         kernels.check(like, heads)
-    except Exception:  # Triton is missing, or cannot compile here, which it says in many ways
-        return None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton says in many ways what it lacks
+        raise RunError(
+            f"Triton cannot compile kernels for this GPU: {type(error).__name__}: {line(error)} Set quality.kernels = false to "
+            "do without them."
+        ) from error
     return kernels
 
 
@@ -277,6 +288,7 @@ class CometModel:
         files: the model's files.
         dtype: what the encoder computes in; mix, pooling and head are in float32.
         device: where.
+        kernels: whether kernels of our own are used.
 
     Attributes:
         joint: whether translation and source are read as one sequence; else embeddings of single texts are compared.
@@ -287,7 +299,7 @@ class CometModel:
         RunError: the checkpoint cannot be read, lacks weights, or is of a kind that is not known here.
     """
 
-    def __init__(self, files: CometFiles, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, files: CometFiles, dtype: torch.dtype, device: torch.device, kernels: bool = False) -> None:
         hparams = read_hparams(files.checkpoint)
         kind = _known(files.checkpoint, hparams)
         state, found = _contents(files.checkpoint)
@@ -303,7 +315,7 @@ class CometModel:
         weights = _Weights(state, files.checkpoint, dtype, device)
         self._mix(settings, hparams, weights, shape, files.checkpoint)
         used = max(k for k, weight in enumerate(self._shares) if weight)
-        self.encoder = Encoder(shape, weights, used)
+        self.encoder = Encoder(shape, weights, used, kernels)
         self._head = _head(settings, weights, shape.hidden * (1 if self.joint else 4), files.checkpoint)
         weights.all_taken()
 

@@ -85,6 +85,8 @@ class QualitySettings(StageSettings):
     """`comet`: what the model computes in; auto is bf16 on a GPU that can, else fp32."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """`comet`: tokens a batch, at most, rows aside that are longer; by default 65,536 on a GPU, and 4,096 without."""
+    kernels: bool = True
+    """`comet`: on a GPU, kernels of our own, which Triton compiles where there is a C compiler; false for PyTorch's alone."""
     backend: Literal["native", "unbabel"] = "native"
     """`comet`: unbabel runs the model with the package unbabel-comet, for classes of model that the native one does not know."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -316,10 +318,11 @@ def score_keys(table: pa.Table, settings: QualitySettings) -> npt.NDArray[np.uin
 
 
 def decided(settings: QualitySettings) -> QualitySettings:
-    """The settings with a precision that leaves nothing open."""
-    from corpusprep.stages._quality_comet import precision_of
+    """The settings with a precision and kernels that leave nothing open."""
+    from corpusprep.stages._quality_comet import kernels_of, precision_of
 
-    return settings.model_copy(update={"precision": precision_of(settings.precision)})
+    found = {"precision": precision_of(settings.precision), "kernels": kernels_of(settings.kernels)}
+    return settings.model_copy(update=found)
 
 
 def device() -> str:
@@ -390,7 +393,8 @@ def _open_comet(settings: QualitySettings) -> Scorer:
     from corpusprep.stages._quality_comet import CometScorer
     from corpusprep.stages._quality_comet_files import find_model
 
-    return CometScorer(find_model(settings.model, settings.encoder), settings.precision, settings.batch_tokens)
+    files = find_model(settings.model, settings.encoder)
+    return CometScorer(files, settings.precision, settings.batch_tokens, settings.kernels)
 
 
 def turned(table: pa.Table, direction: str) -> npt.NDArray[np.bool_]:

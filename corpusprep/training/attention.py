@@ -1,7 +1,7 @@
 """Attention within each example of a packed sequence, by the flash attention that PyTorch brings along.
 
 The mask with which transformers keeps packed examples apart costs the square of the sequence, wherever it is zero too; the
-package flash-attn does without one, and must be compiled. This implementation needs PyTorch alone (2.10 and later, and a GPU
+package flash-attn does without one, and must be compiled. This implementation needs PyTorch alone (2.11 and later, and a GPU
 that computes in bf16); elsewhere it goes from example to example.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,10 @@ from transformers.masking_utils import sdpa_mask
 
 from corpusprep.errors import RunError
 
+_OTHER = re.compile(
+    r"sliding_window$|attention_chunk|softcap|alibi|(attn|attention)\w*drop|attn_pdrop|v_head_dim|sinks?$"
+)
+_TERMS = ("sliding_window", "softcap", "s_aux", "position_bias")
 VARLEN = "varlen"
 """The name under which it is registered."""
 
@@ -32,20 +37,33 @@ def register() -> None:
     AttentionMaskInterface.register(VARLEN, _mask)
 
 
-def pays(model: Any, precision: str) -> bool:
-    """Whether it is quicker than what transformers would choose, and does all that the model's attention does."""
-    config = model.config.get_text_config(decoder=True)
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
+def unsuited(config: Any) -> str | None:
+    """What a model's attention has that this one does not, by the name in its configuration; None where there is nothing."""
+    config = config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"layer_types with {min(kinds - {'full_attention'})}"
+    for name, value in vars(config).items():
+        if value and _OTHER.search(name):
+            return str(name)
+    return None
+
+
+def at_hand(config: Any, precision: str) -> bool:
+    """Whether PyTorch has flash attention for the GPU, the precision and the size of the model's heads."""
+    config = config.get_text_config(decoder=True)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (
         precision == "bf16"
         and torch.cuda.is_available()
         and torch.cuda.get_device_capability() >= (8, 0)
         and flash() is not None
-        and set(layers) == {"full_attention"}
-        and not getattr(config, "attention_dropout", 0)
-        and not any(getattr(config, name, None) for name in ("attn_logit_softcapping", "alibi", "use_alibi"))
-        and model.config._attn_implementation == "sdpa"
+        and _takes(size)
     )
+
+
+def _takes(size: int) -> bool:
+    return size % 8 == 0 and size <= 256
 
 
 @functools.cache
@@ -56,18 +74,18 @@ def flash() -> Callable[..., Tensor] | None:
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    if "scale" not in known:
+    if "window_size" not in known or "scale" not in known:
         return None
     grouped = "enable_gqa" in known
 
     def call(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
+        more: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
+        times = query.shape[1] // key.shape[1]
         if grouped:
-            more = {**causal, "enable_gqa": query.shape[1] != key.shape[1]}
-        else:
-            more, times = causal, query.shape[1] // key.shape[1]
-            key, value = (side.repeat_interleave(times, 1) if times > 1 else side for side in (key, value))
-        found: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, **more)
+            more["enable_gqa"] = times > 1
+        elif times > 1:
+            key, value = (side.repeat_interleave(times, 1) for side in (key, value))
+        found: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest, **more)
         return found
 
     return call
@@ -80,28 +98,29 @@ def attend(
     """Attention as transformers calls it: query (1, heads, t, size); key and value may have fewer heads.
 
     Where the tokens' `position_ids` begin anew, or `cu_seq_lens_q` says so, an example begins. Without either, or with a mask,
-    a window or a dropout, this is scaled dot product attention.
+    this is scaled dot product attention.
+
+    Raises:
+        RunError: the model asks for more than causal attention.
     """
+    asked = next((name for name in _TERMS if more.get(name) is not None), None)
+    if asked is not None or dropout or more.get("is_causal") is False:
+        raise RunError(
+            f'train.attention = "{VARLEN}" has no {asked or "dropout"}, which the model asks for. Set it to sdpa.'
+        )
     bounds, longest = more.get("cu_seq_lens_q"), more.get("max_length_q")
     plain = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
     if bounds is None and plain and more.get("position_ids") is not None:
         bounds = _bounds(more["position_ids"], query.shape[2])
-    if not plain or bounds is None or dropout or more.get("sliding_window") is not None:
-        if attention_mask is None and bounds is not None and len(bounds) > 2:
-            raise RunError(
-                'train.attention = "varlen" is not for this model: its attention has a window or a dropout. Set train.attention = '
-                '"sdpa".'
-            )
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
-        )
+    if not plain or bounds is None:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
         return out, None
     if torch.is_autocast_enabled(query.device.type):
         computed = torch.get_autocast_dtype(query.device.type)
         query, key, value = (side.to(computed) for side in (query, key, value))
     quick = flash() if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else None
     size = query.shape[3]
-    if quick is not None and value.shape[3] == size and size % 8 == 0 and size <= 256:
+    if quick is not None and value.shape[3] == size and _takes(size):
         if longest is None:
             longest = int(bounds.diff().max())
         sides = (side[0].transpose(0, 1) for side in (query, key, value))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusprep.errors import InputError, RunError
-from corpusprep.report import Progress
-from corpusprep.store import digest, large_file_digest, writing
+from corpusprep.store import digest, large_file_digest
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 _BATCH = 1024
+_PORTION_ROWS = 10_000
+_PORTION_BYTES = 8 << 20
+_COLUMNS = {"messages", "conversations", "system", "prompt", "completion", "instruction", "input", "output"}
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-_SCHEMA: Any = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 IGNORED = -100
 """Label of a token that bears no loss."""
 
@@ -43,22 +45,20 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Tokenised:
-    """What became of the examples.
+class Portion:
+    """A stretch of a file.
 
     Attributes:
-        examples, tokens: how many there are.
-        answer_tokens: tokens that bear loss.
-        too_long, without_answer: examples left out since they are longer than a sequence, or hold nothing to learn.
-        longest: tokens of the longest that was kept.
+        begin, end: row groups of Parquet, or bytes of JSON lines.
+        row: number of the first example in the file.
+        rows: examples that are taken, from the first.
     """
 
-    examples: int
-    tokens: int
-    answer_tokens: int
-    too_long: int
-    without_answer: int
-    longest: int
+    file: Path
+    begin: int
+    end: int
+    row: int
+    rows: int
 
 
 def find_mix(folder: str | Path) -> Mix:
@@ -83,7 +83,55 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for kind in ("parquet", "jsonl") for file in folder.glob(f"*.{kind}")))
 
 
-def conversations(files: Sequence[Path], limit: int | None = None) -> Iterator[tuple[str, list[list[dict[str, str]]]]]:
+def portions(files: Sequence[Path], limit: int | None = None) -> Iterator[Portion]:
+    """Cuts files into stretches of some thousands of examples.
+
+    Args:
+        limit: examples to take, from the first.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    for file in files:
+        try:
+            for portion in _groups(file) if file.suffix == ".parquet" else _lines(file):
+                rows = portion.rows if limit is None else min(portion.rows, limit)
+                if rows:
+                    yield replace(portion, rows=rows)
+                if limit is not None:
+                    limit -= rows
+                    if not limit:
+                        return
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(file, error) from None
+
+
+def _groups(file: Path) -> Iterator[Portion]:
+    about = pq.read_metadata(file)
+    begin = row = rows = 0
+    for group in range(about.num_row_groups):
+        rows += about.row_group(group).num_rows
+        if rows >= _PORTION_ROWS or group + 1 == about.num_row_groups:
+            yield Portion(file, begin, group + 1, row, rows)
+            begin, row, rows = group + 1, row + rows, 0
+
+
+def _lines(file: Path) -> Iterator[Portion]:
+    with open(file, "rb") as opened:
+        begin = row = 0
+        while chunk := opened.read(_PORTION_BYTES):
+            chunk += opened.readline()
+            rows = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+            yield Portion(file, begin, begin + len(chunk), row, rows)
+            begin, row = begin + len(chunk), row + rows
+
+
+def count(files: Sequence[Path]) -> int:
+    """Examples of all files."""
+    return sum(portion.rows for portion in portions(files))
+
+
+def conversations(stretches: Iterable[Portion]) -> Iterator[tuple[str, list[list[dict[str, str]]]]]:
     """The examples of files in any format of the instruct stage, as lists of turns of `role` and `content`, by batches.
 
     Yields:
@@ -92,51 +140,45 @@ def conversations(files: Sequence[Path], limit: int | None = None) -> Iterator[t
     Raises:
         InputError: a file is not to be read, or holds a row that is no example.
     """
-    left = limit
-    for file in files:
-        row = 0
-        for rows in _rows(file):
-            if left is not None:
-                rows = rows[:left]
-                left -= len(rows)
+    for portion in stretches:
+        file, row, end = portion.file, portion.row, portion.row + portion.rows
+        for rows in _rows(portion):
+            rows = rows[: end - row]
             yield f"{file}, row {row}", [_conversation(example, file, row + k) for k, example in enumerate(rows)]
             row += len(rows)
-            if left == 0:
-                return
+            if row == end:
+                break
 
 
-def _rows(file: Path) -> Iterator[list[Any]]:
+def _rows(portion: Portion) -> Iterator[list[Any]]:
+    file = portion.file
     try:
         if file.suffix == ".parquet":
             with pq.ParquetFile(file) as opened:
-                names = {
-                    "messages",
-                    "conversations",
-                    "system",
-                    "prompt",
-                    "completion",
-                    "instruction",
-                    "input",
-                    "output",
-                }
-                columns = [name for name in opened.schema_arrow.names if name in names]
-                for batch in opened.iter_batches(_BATCH, columns=columns):
+                columns = [name for name in opened.schema_arrow.names if name in _COLUMNS]
+                groups = list(range(portion.begin, portion.end))
+                for batch in opened.iter_batches(_BATCH, row_groups=groups, columns=columns):
                     yield batch.to_pylist()
         else:
-            with open(file, encoding="utf-8") as lines:
-                rows: list[Any] = []
-                for number, line in enumerate(lines):
-                    try:
-                        rows.append(json.loads(line))
-                    except ValueError:
-                        raise InputError(str(file), "is not JSON", "Make the mix again", number) from None
-                    if len(rows) == _BATCH:
-                        yield rows
-                        rows = []
-                if rows:
-                    yield rows
+            with open(file, "rb") as opened_lines:
+                opened_lines.seek(portion.begin)
+                row = portion.row
+                while opened_lines.tell() < portion.end and (lines := list(itertools.islice(opened_lines, _BATCH))):
+                    yield [_parsed(line, file, row + k) for k, line in enumerate(lines)]
+                    row += len(lines)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise InputError(str(file), f"cannot be read ({error})", "Make the mix again") from None
+        raise _unreadable(file, error) from None
+
+
+def _parsed(line: bytes, file: Path, row: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise InputError(str(file), "is not JSON", "Make the mix again", row) from None
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    return InputError(str(file), f"cannot be read ({error})", "Make the mix again")
 
 
 def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
@@ -246,45 +288,3 @@ class Encoder:
             chats, tokenize=False, add_generation_prompt=prompt, **self._arguments
         )
         return rendered
-
-
-def tokenise(
-    files: Sequence[Path],
-    encoder: Encoder,
-    longest: int,
-    out: Path,
-    progress: Progress,
-    limit: int | None = None,
-) -> Tokenised:
-    """Writes the tokens of examples.
-
-    Args:
-        longest: tokens of an example, at most; longer ones are left out and counted.
-        out: the file to write.
-        limit: examples to take, from the first.
-    """
-    examples = tokens = answers = too_long = empty = top = 0
-    progress.start("tokenise", limit, "examples")
-    with writing(out) as scratch, pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        for where, chats in conversations(files, limit):
-            encoded = encoder.encode(chats, where)
-            short = [pair for pair in encoded if len(pair[0]) <= longest]
-            kept = [pair for pair in short if (pair[1] != IGNORED).any()]
-            too_long += len(encoded) - len(short)
-            empty += len(short) - len(kept)
-            progress.advance(len(encoded))
-            if not kept:
-                continue
-            sizes = np.array([len(pair[0]) for pair in kept])
-            offsets: Any = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-            columns: list[Any] = [
-                pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([pair[side] for pair in kept])))
-                for side in (0, 1)
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-            examples += len(kept)
-            tokens += int(sizes.sum())
-            answers += sum(int((pair[1] != IGNORED).sum()) for pair in kept)
-            top = max(top, int(sizes.max()))
-    progress.end()
-    return Tokenised(examples, tokens, answers, too_long, empty, top)

@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 
 from corpusprep.errors import InputError, RunError, SettingsError
 from corpusprep.store import writing
-from corpusprep.training.examples import Encoder, Mix, conversations, find_mix
+from corpusprep.training.examples import Encoder, Mix, conversations, count, find_mix, portions
 from corpusprep.training.layers import Selection, select
 from corpusprep.training.plan import (
     Batches,
     batches,
     check_length,
-    count_examples,
     devices,
     open_config,
     open_tokenizer,
@@ -130,7 +129,7 @@ def _data_sets(mix: Mix, validation: int) -> list[_DataSet]:
     left = validation
     for split, files in (("train", mix.train), ("validation", mix.validation)):
         for number, file in enumerate(file for file in files if file.stat().st_size):
-            rows = count_examples([file])
+            rows = count([file])
             if not rows or (split == "validation" and not left):
                 continue
             formatting, system = _formatting(file)
@@ -151,7 +150,7 @@ def _formatting(file: Path) -> tuple[dict[str, Any], bool]:
     Raises:
         InputError: it is none of the instruct stage's formats.
     """
-    chat = next(chats for _, chats in conversations([file], 1))[0]
+    chat = next(chats for _, chats in conversations(portions([file], 1)))[0]
     system = chat[0]["role"] == "system"
     if file.suffix == ".parquet":
         names = set(pq.read_schema(file).names)

@@ -25,8 +25,8 @@ class Job:
         model: folder or hub name that the stage starts from.
         previous: folder of the stage before, whose weights these must be; None for the first.
         work: folder for checkpoints and results.
-        train: folder of the data set, packed or not.
-        validation: Arrow file of the examples whose loss is measured; None for none.
+        train: folder of the data set, as `tokenise` makes it.
+        validation: folder of the examples whose loss is measured; None for none.
         fingerprint: what a checkpoint must have been made of to go on with it.
         resume: folder of the checkpoint to go on with.
         launcher: its process.

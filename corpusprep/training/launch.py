@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -19,7 +20,8 @@ from typing import Any
 from corpusprep.errors import RunError, SettingsError
 from corpusprep.report import Progress
 from corpusprep.store import commit, digest, large_file_digest, lock, remove
-from corpusprep.training.examples import Encoder, Mix, Tokenised, find_mix, tokenise
+from corpusprep.training.dataset import Tokenised, tokenise
+from corpusprep.training.examples import Encoder, Mix, find_mix
 from corpusprep.training.job import ERROR, TENSORS, Job, difference, made_of, received
 from corpusprep.training.outcome import write_outcome
 from corpusprep.training.plan import (
@@ -165,11 +167,11 @@ class _Run:
                 f"{self.out / f'stage-{before}'}: is not there, and stage {before + 1} starts from it. Train it first."
             )
 
-    def _tokenise(self) -> tuple[Tokenised, str, Tokenised | None, int]:
+    def _tokenise(self) -> tuple[Tokenised, str, Tokenised | None]:
         """The data set that is trained on, and the examples that are held out."""
         settings = self.settings
         tokenizer = open_tokenizer(settings.model)
-        encoder = Encoder(tokenizer, settings.template_arguments)
+        Encoder(tokenizer, settings.template_arguments)  # refuses what no process could use
         key = digest(
             self.mix.checksum, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
             settings.template_arguments, settings.sequence_length, settings.packing, settings.validation_examples,
@@ -180,18 +182,18 @@ class _Run:
             scratch = folder.with_name(f"{key}.tmp")
             remove(scratch)
             scratch.mkdir(parents=True)
-            longest = settings.sequence_length
-            rows = tokenise(self.mix.train, encoder, longest, scratch / "train.arrow", self.progress)
+            made = functools.partial(
+                tokenise, model=settings.model, arguments=settings.template_arguments, longest=settings.sequence_length,
+                progress=self.progress,
+            )  # fmt: skip
+            rows = made(self.mix.train, packing=settings.packing, out=scratch / "train")
             if not rows.examples:
                 raise RunError(f"{self.mix.folder}: no example is left to train on; {rows.too_long:,} are too long.")
             held: Tokenised | None = None
             if self.mix.validation and settings.validation_examples:
-                held = tokenise(
-                    self.mix.validation, encoder, longest, scratch / "validation.arrow", self.progress,
-                    settings.validation_examples,
-                )  # fmt: skip
-            sequences = _pack(scratch, settings)
-            facts = {"train": vars(rows), "validation": vars(held) if held else None, "sequences": sequences}
+                limit = settings.validation_examples
+                held = made(self.mix.validation, packing=False, out=scratch / "validation", limit=limit)
+            facts = {"train": vars(rows), "validation": vars(held) if held else None}
             (scratch / "facts.json").write_text(json.dumps(facts))
             commit(scratch, folder)
             for other in folder.parent.iterdir():
@@ -202,14 +204,14 @@ class _Run:
         assert train is not None
         if held_out is not None and not held_out.examples:
             held_out = None
-        return train, str(folder), held_out, int(facts["sequences"])
+        return train, str(folder), held_out
 
     def _train(
-        self, plan: StagePlan, data: tuple[Tokenised, str, Tokenised | None, int], folder: Path, previous: Path | None
+        self, plan: StagePlan, data: tuple[Tokenised, str, Tokenised | None], folder: Path, previous: Path | None
     ) -> None:
-        rows, source, held_out, sequences = data
+        rows, source, held_out = data
         settings, stage = self.settings, plan.stage
-        load = batches(settings, sequences, rows.tokens / rows.examples, rows.longest, self.processes)
+        load = batches(settings, rows.sequences, rows.tokens / rows.examples, rows.longest, self.processes)
         steps = load.steps(stage.epochs, settings.max_steps)
         work = self.out / ".work" / f"stage-{plan.number}"
         work.mkdir(parents=True, exist_ok=True)
@@ -222,8 +224,8 @@ class _Run:
             model=str(previous) if previous is not None else settings.model,
             previous=str(previous) if previous is not None else None,
             work=str(work),
-            train=str(Path(source) / "packed"),
-            validation=str(Path(source) / "validation.arrow") if held_out is not None else None,
+            train=str(Path(source) / "train"),
+            validation=str(Path(source) / "validation") if held_out is not None else None,
             layers=stage.layers,
             modules=stage.modules,
             precision=self.precision,
@@ -345,7 +347,7 @@ class _Run:
         # Threads that wait by spinning take a busy CPU from those that work.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"}
         if self.devices:  # where there are GPUs, accelerate gives what is left to the CPU one thread
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.processes))
+            environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.processes))
         environment |= {
             **os.environ,
             "TOKENIZERS_PARALLELISM": "false",
@@ -395,25 +397,6 @@ class _Run:
             f"stage {plan.number}: its processes ended with exit code {code}. All that they said is in {log}. What is done is "
             "kept: go on with --resume."
         )
-
-
-def _pack(folder: Path, settings: TrainSettings) -> int:
-    """Makes the data set that is trained on, `packed`, of `train.arrow`; returns how many sequences it has."""
-    import datasets
-    from trl.data_utils import pack_dataset
-
-    rows: Any = datasets.Dataset.from_file(str(folder / "train.arrow"))
-    datasets.disable_progress_bars()
-    try:
-        if settings.packing:
-            rows = pack_dataset(rows, settings.sequence_length, "bfd")
-        rows.save_to_disk(str(folder / "packed"))
-    finally:
-        datasets.enable_progress_bars()
-    for left in folder.glob("cache-*.arrow"):
-        left.unlink()
-    (folder / "train.arrow").unlink()
-    return len(rows)
 
 
 def _digest_of(stage: Path) -> str | None:

@@ -6,15 +6,11 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from corpusprep.errors import InputError, RunError, SettingsError
+from corpusprep.errors import RunError, SettingsError
 from corpusprep.report import columns
-from corpusprep.training.examples import Encoder, Mix, conversations
+from corpusprep.training.examples import Encoder, Mix, conversations, count, portions
 from corpusprep.training.layers import Selection, find_layers, select, two_layers
 from corpusprep.training.settings import TrainSettings, WholeStage
 
@@ -274,30 +270,16 @@ class Preview:
 def preview(mix: Mix, encoder: Encoder, longest: int) -> Preview:
     """Counts the tokens of the first examples; the mix is shuffled."""
     sizes: list[int] = []
-    for where, chats in conversations(mix.train, _SAMPLE):
+    for where, chats in conversations(portions(mix.train, _SAMPLE)):
         sizes += [len(ids) for ids, _ in encoder.encode(chats, where)]
     kept = [size for size in sizes if size <= longest]
     return Preview(
-        count_examples(mix.train),
+        count(mix.train),
         len(sizes),
         sum(kept) / max(len(kept), 1),
         max(kept, default=0),
         len(sizes) - len(kept),
     )
-
-
-def count_examples(files: Sequence[Path]) -> int:
-    count = 0
-    for file in files:
-        try:
-            if file.suffix == ".parquet":
-                count += int(pq.read_metadata(file).num_rows)
-            else:
-                with open(file, "rb") as lines:
-                    count += sum(1 for _ in lines)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(str(file), f"cannot be read ({error})", "Make the mix again") from None
-    return count
 
 
 def describe(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -28,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from corpusprep.errors import CorpusprepError, RunError
 from corpusprep.store import digest, remove, writing
 from corpusprep.training import attention
+from corpusprep.training.dataset import open_parts
 from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send
 from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select, two_layers
 from corpusprep.training.settings import SCHEDULES
@@ -207,19 +207,19 @@ def train(job: Job) -> None:
     known = tensors_of(model)
     first = int(os.environ.get("RANK", "0")) == 0  # the one that checks and saves; its end is that of the others
     at_start = digests(known.items()) if first else {}
-    started = {**job.fingerprint, "model": digest(at_start)}
+    if job.packing and not job.attention.startswith("flash"):
+        choose_attention(model, job)
+    started = {**job.fingerprint, "model": digest(at_start), "attention_used": model.config._attn_implementation}
     if first:
         _check_start(job, at_start)
         _check_resume(job, started)
-    if job.packing and not job.attention.startswith("flash"):
-        choose_attention(model, job)
     types = {name: tensor.dtype for name, tensor in known.items()}
     before = {name: known[name].detach().cpu().clone() for name in selection.trained} if first else {}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     freeze(model, selection)
     watch = Watch(job, selection, started)
-    rows = load_from_disk(job.train)
-    held_out = Dataset.from_file(job.validation) if job.validation else None
+    rows = open_parts(job.train)
+    held_out = open_parts(job.validation) if job.validation else None
     trainer = SFTTrainer(
         model=model,
         args=configure(job),
@@ -315,57 +315,80 @@ def _check_resume(job: Job, started: dict[str, Any]) -> None:
 
 
 def choose_attention(model: Any, job: Job) -> None:
-    """Has packed examples attend to themselves alone, in the quickest way of those that do.
+    """Has packed examples attend to themselves alone, by PyTorch's flash attention where it can be had.
 
     Raises:
-        RunError: none does.
+        RunError: the model's attention does not keep them apart.
     """
-    if job.cpu:
-        check_packing(model)
-        return
-    ways = [model.config._attn_implementation]
-    if job.attention == "auto" and attention.pays(model, job.precision):
-        ways.insert(0, attention.VARLEN)
-    for way in ways:
+    config = model.config
+    other = attention.unsuited(config)
+    if job.attention == attention.VARLEN and other is not None:
+        raise RunError(
+            f'train.attention = "{attention.VARLEN}" is plain causal attention, and {job.model} has another: {other}. Set it to sdpa.'
+        )
+    asked = job.attention in ("auto", attention.VARLEN) and config._attn_implementation in ("sdpa", attention.VARLEN)
+    if asked and other is None and not job.cpu and attention.at_hand(config, job.precision):
+        number = int(os.environ.get("LOCAL_RANK", "0"))
         try:
-            with torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))):
-                # What is tried is how the class attends: two layers do, whatever the weights, and fit any GPU.
+            with torch.random.fork_rng([number]), torch.device("cuda", number):
+                torch.manual_seed(1)  # the same choice in each process
                 small = AutoModelForCausalLM.from_config(
-                    two_layers(model.config), dtype=torch.bfloat16, attn_implementation=way
+                    two_layers(config), dtype=torch.float32, attn_implementation=attention.VARLEN
                 )
-                check_packing(small.eval())
-        except (RunError, NotImplementedError, ValueError):
-            if way == ways[-1]:
+            with torch.autocast("cuda", torch.bfloat16):
+                check_packing(small.train(), usual="sdpa")
+        except Exception as problem:  # of whatever library; the usual attention does what this cannot
+            if job.attention == attention.VARLEN:
                 raise
+            print(f"attention: {attention.VARLEN} is not taken: {type(problem).__name__}: {problem}", flush=True)
         else:
-            model.set_attn_implementation(way)
+            model.set_attn_implementation(attention.VARLEN)
             return
+    check_packing(model)
 
 
-def check_packing(model: Any) -> None:
+def check_packing(model: Any, usual: str | None = None) -> None:
     """Runs two short examples in one sequence.
+
+    Args:
+        usual: the implementation that the model's own is held against, each example by itself; also runs backward.
 
     Raises:
         RunError: what the second one says depends on the first, or it is not what it says alone.
     """
     device = next(model.parameters()).device
     first, other, second = (torch.arange(*ends, device=device) for ends in ((3, 10), (11, 18), (4, 13)))
-    places = torch.cat([torch.arange(7, device=device), torch.arange(9, device=device)])[None]
     size = model.config.get_text_config(decoder=True).vocab_size
+    places = {"position_ids": torch.cat([torch.arange(7, device=device), torch.arange(9, device=device)])[None]}
+    bounds = torch.tensor([0, 7, 16], dtype=torch.int32, device=device)  # as TRL tells of them
+    told = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 9, "max_length_k": 9}
+
+    def run(ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=ids[None] % size, use_cache=False, **more).logits[0]
+        return logits
+
     with torch.no_grad():
-        packed = [
-            model(input_ids=torch.cat([ids, second])[None] % size, position_ids=places, use_cache=False).logits[0, 7:]
-            for ids in (first, other)
-        ]
-        alone = model(input_ids=second[None] % size, use_cache=False).logits[0]
+        packed = [run(torch.cat([ids, second]), **places)[7:].float() for ids in (first, other)]
+        if usual is not None:
+            packed.append(run(torch.cat([first, second]), **places, **told)[7:].float())
+            own = model.config._attn_implementation
+            model.set_attn_implementation(usual)
+            alone = run(second).float()
+            model.set_attn_implementation(own)
+        else:
+            alone = run(second).float()
+    if usual is not None:
+        run(torch.cat([first, second]), **places, **told).float().square().mean().backward()
     scale = float(alone.abs().max())
     if not math.isfinite(scale):
         raise RunError("The model's outputs are no numbers before any training: its weights are damaged.")
-    apart = max(float((found - wanted).abs().max()) for found, wanted in ((packed[0], packed[1]), (packed[0], alone)))
-    if not apart <= 0.05 * scale:  # bf16 rounds to some 0.01
+    # A mask adds zeros, exactly; alone, sums are of another shape, and bf16 rounds to some 0.01.
+    leaked = max(float((found - packed[0]).abs().max()) for found in packed)
+    apart = float((packed[0] - alone).abs().max())
+    if not (leaked <= 0.01 * scale and apart <= 0.05 * scale):
         raise RunError(
-            f"{type(model).__name__} does not keep examples that share a sequence apart (their outputs differ by {apart:.2g} of "
-            f"{scale:.2g}). Set train.packing = false."
+            f"{type(model).__name__} does not keep examples that share a sequence apart (their outputs differ by "
+            f"{max(leaked, apart):.2g} of {scale:.2g}). Set train.packing = false."
         )
 
 

@@ -13,12 +13,13 @@ import pytest
 torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("no GPU is to be seen; run make test-gpu", allow_module_level=True)
+if torch.cuda.get_device_capability() < (8, 0):
+    pytest.skip("the GPU does not compute in bf16", allow_module_level=True)
 for folder in ("stages", "training", "../examples"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 from comet_models import Models, make_checkpoint, make_encoder, odd_rows, sentences, table  # noqa: E402
 
-from corpusprep.stages import _quality_comet_model  # noqa: E402
 from corpusprep.stages._quality_comet import CometScorer  # noqa: E402
 from corpusprep.stages._quality_comet_files import find_model  # noqa: E402
 
@@ -54,6 +55,7 @@ def test_fp32_on_a_gpu_is_fp32_on_a_cpu(models: Models, name: str, monkeypatch: 
     rows = [*sentences(300, 5), *odd_rows()]
     scorer = CometScorer(find_model(models[name]), "fp32")
     assert scorer.device == "cuda"
+    assert scorer._model.encoder._kernels is not None
     np.testing.assert_allclose(scorer.score(table(rows)), on_cpu(models[name], rows, monkeypatch), atol=2e-5)
 
 
@@ -72,9 +74,7 @@ def test_bf16_without_kernels_of_ones_own_comes_as_near(wide: str, monkeypatch: 
     """As where there is no C compiler."""
     rows = sentences(500, 5)
     found = CometScorer(find_model(wide)).score(table(rows))
-    with monkeypatch.context() as patch:
-        patch.setattr(_quality_comet_model, "_kernels", lambda *_: None)
-        plain = CometScorer(find_model(wide)).score(table(rows))
+    plain = CometScorer(find_model(wide), kernels=False).score(table(rows))
     wanted = on_cpu(wide, rows, monkeypatch)
     ours, theirs = (float(np.sqrt(np.mean((scores - wanted) ** 2))) for scores in (found, plain))
     assert ours < 1.5 * theirs
@@ -120,11 +120,12 @@ def test_a_batch_that_does_not_fit_is_halved(wide: str) -> None:
     wanted = CometScorer(find_model(wide)).score(table(rows))
     tight = CometScorer(find_model(wide), batch_tokens=1 << 21)
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_stats()["num_ooms"]
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (500 << 20)) / total)
     try:
         found = tight.score(table(rows))
-        retries = torch.cuda.memory_stats()["num_ooms"]
+        retries = torch.cuda.memory_stats()["num_ooms"] - before
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert retries > 0
@@ -134,7 +135,8 @@ def test_a_batch_that_does_not_fit_is_halved(wide: str) -> None:
 def test_packed_attention_is_that_of_each_example() -> None:
     from corpusprep.training.attention import attend, flash
 
-    assert flash() is not None
+    if flash() is None:
+        pytest.skip("PyTorch 2.11 and later has flash attention of rows of many lengths")
     sizes = [50, 1, 130, 7]
     draw = torch.Generator("cuda").manual_seed(1)
     sides = [
@@ -162,6 +164,7 @@ def test_a_training_on_a_gpu(tmp_path: Path) -> None:
     from tiny_model import save_model, save_tokenizer
 
     from corpusprep.training import TrainStage, train
+    from corpusprep.training.attention import flash
 
     write_mix(tmp_path / "mix", 300)
     texts = [text for pair in sentences(200, 9) for text in pair]
@@ -172,6 +175,6 @@ def test_a_training_on_a_gpu(tmp_path: Path) -> None:
         asked = settings(tmp_path, attention=attention, stages=(TrainStage(layers="top:3"),))
         found[attention] = train(asked, tmp_path / "mix", tmp_path / attention).reports[0]
         assert found[attention]["losses"]["after"] < found[attention]["losses"]["before"]
-    assert found["auto"]["attention"] == "varlen"
+    assert found["auto"]["attention"] == ("sdpa" if flash() is None else "varlen")
     assert found["sdpa"]["attention"] == "sdpa"
     assert found["auto"]["losses"]["after"] == pytest.approx(found["sdpa"]["losses"]["after"], rel=0.02)

@@ -23,7 +23,7 @@ from tiny_model import TEMPLATE, save_model, save_tokenizer  # noqa: E402
 
 from corpusprep.errors import InputError, RunError, SettingsError  # noqa: E402
 from corpusprep.stages import instruct  # noqa: E402
-from corpusprep.training.examples import Encoder, conversations, find_mix  # noqa: E402
+from corpusprep.training.examples import Encoder, conversations, find_mix, portions  # noqa: E402
 from corpusprep.training.export import FORMS, export_llamafactory  # noqa: E402
 from corpusprep.training.layers import select  # noqa: E402
 from corpusprep.training.plan import open_config, open_tokenizer, skeleton  # noqa: E402
@@ -378,7 +378,7 @@ def test_a_step_of_examples_has_the_tokens_that_are_asked(place: Path, tmp_path:
     assert (keys["packing"], keys["neat_packing"]) == (False, False)
     assert "preprocessing_batch_size" not in keys
     encoder = Encoder(open_tokenizer(asked.model), asked.template_arguments)
-    chats = conversations(find_mix(place / "mix").train)
+    chats = conversations(portions(find_mix(place / "mix").train))
     sizes = [len(ids) for where, some in chats for ids, _ in encoder.encode(some, where)]
     rows, accumulation = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
     assert rows > 1
@@ -452,7 +452,7 @@ def ours(asked: TrainSettings, files: tuple[Path, ...]) -> list[tuple[str, str]]
     """The examples as `corpusprep train` has them: all, and what is learned of it."""
     tokenizer = open_tokenizer(asked.model)
     encoder = Encoder(tokenizer, asked.template_arguments)
-    encoded = [pair for where, chats in conversations(files) for pair in encoder.encode(chats, where)]
+    encoded = [pair for where, chats in conversations(portions(files)) for pair in encoder.encode(chats, where)]
     return [(tokenizer.decode(ids), tokenizer.decode(labels[labels >= 0])) for ids, labels in encoded]
 
 

@@ -150,3 +150,19 @@ def test_a_recipe_without_the_table_is_told() -> None:
         load_train(None, [])
     with pytest.raises(SettingsError, match="Did you mean 'learning_rate'"):
         load_train(None, ["train.model=m", "train.learn_rate=1e-4"])
+
+
+def test_attention_that_is_more_than_causal_is_named() -> None:
+    from transformers import Gemma2Config, GPT2Config, MistralConfig, Qwen3Config
+
+    from corpusprep.training.attention import unsuited
+
+    assert unsuited(Qwen3Config()) is None
+    assert unsuited(MistralConfig(sliding_window=None)) is None
+    assert unsuited(MistralConfig(sliding_window=4096)) == "sliding_window"
+    assert unsuited(GPT2Config()) == "attn_pdrop"
+    assert unsuited(GPT2Config(attn_pdrop=0.0)) is None
+    assert unsuited(Qwen3Config(attention_dropout=0.1)) == "attention_dropout"
+    windows = Qwen3Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=64, max_window_layers=2)
+    assert unsuited(windows) in ("layer_types with sliding_attention", "sliding_window")
+    assert "softcap" in str(unsuited(Gemma2Config(layer_types=["full_attention"] * 26, sliding_window=None)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from tiny_model import TEMPLATE, save_tokenizer
 
 from corpusprep.errors import InputError, RunError
 from corpusprep.report import Progress
-from corpusprep.training.examples import IGNORED, Encoder, conversations, find_mix, tokenise
+from corpusprep.training import examples
+from corpusprep.training.dataset import open_parts, tokenise
+from corpusprep.training.examples import IGNORED, Encoder, count, find_mix, portions
 
 CHAT = [
     {"role": "user", "content": "Translate into German: the old house"},
@@ -41,6 +44,18 @@ FORMATS = {
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
     return save_tokenizer(tmp_path / "tokenizer", [m["content"] for m in CHAT] * 3)
+
+
+def save_untrained(folder: Path) -> str:
+    """A model's folder, less its weights, beside its tokenizer."""
+    from transformers import Qwen3Config
+
+    Qwen3Config(vocab_size=512, hidden_size=16, num_hidden_layers=1).save_pretrained(folder)
+    return str(folder)
+
+
+def conversations(files: Sequence[Path]) -> Iterator[tuple[str, list[list[dict[str, str]]]]]:
+    return examples.conversations(portions(files))
 
 
 def one(encoder: Encoder, chat: list[dict[str, str]]) -> Any:
@@ -151,11 +166,66 @@ def test_a_template_that_fails_is_named(tokenizer: Any) -> None:
 def test_examples_that_are_too_long_are_left_out_and_counted(tmp_path: Path, tokenizer: Any) -> None:
     long = [CHAT[0], {"role": "assistant", "content": "das alte Haus " * 60}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in [CHAT, long, CHAT]))
-    encoder = Encoder(tokenizer, {"enable_thinking": False})
+    arguments = {"enable_thinking": False}
+    encoder = Encoder(tokenizer, arguments)
     size = len(one(encoder, CHAT)[0])
-    found = tokenise([tmp_path / "train.jsonl"], encoder, 200, tmp_path / "out.arrow", Progress())
-    assert (found.examples, found.too_long, found.tokens, found.longest) == (2, 1, 2 * size, size)
-    with pa.OSFile(str(tmp_path / "out.arrow")) as file:
-        table = pa.ipc.open_stream(file).read_all()
-    assert table["input_ids"].to_pylist() == [list(map(int, one(encoder, CHAT)[0]))] * 2
-    assert found.answer_tokens == 2 * sum(label != IGNORED for label in table["labels"][0].as_py())
+    model = save_untrained(tmp_path / "tokenizer")
+    for packing in (False, True):
+        out = tmp_path / f"packed-{packing}"
+        found = tokenise([tmp_path / "train.jsonl"], model, arguments, 200, packing, out, Progress())
+        assert (found.examples, found.too_long, found.tokens, found.longest) == (2, 1, 2 * size, size)
+        assert found.answer_tokens == 2 * sum(label != IGNORED for label in one(encoder, CHAT)[1])
+        rows = open_parts(out)
+        assert len(rows) == found.sequences == (1 if packing else 2)
+        ids = list(map(int, one(encoder, CHAT)[0]))
+        assert rows["input_ids"][:] == ([ids * 2] if packing else [ids] * 2)
+        if packing:
+            assert rows["seq_lengths"][:] == [[size, size]]
+
+
+@pytest.mark.parametrize("container", ["parquet", "jsonl"])
+def test_files_are_cut_into_stretches(
+    tmp_path: Path, tokenizer: Any, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of processes, the same tokens come in the same order."""
+    monkeypatch.setattr(examples, "_PORTION_ROWS", 30)
+    monkeypatch.setattr(examples, "_PORTION_BYTES", 6000)
+    rows = [
+        {"messages": [CHAT[0], {"role": "assistant", "content": "das alte Haus " * (k % 7 + 1) + str(k)}]}
+        for k in range(400)
+    ]
+    files = [tmp_path / f"train-{number}.{container}" for number in (0, 1)]
+    for file, part in zip(files, (rows[:250], rows[250:]), strict=True):
+        if container == "parquet":
+            pq.write_table(pa.Table.from_pylist(part), file, row_group_size=20)
+        else:  # the last line has no end
+            file.write_text("\n".join(json.dumps(row) for row in part))
+    cut = list(portions(files))
+    assert len(cut) > 8
+    assert sum(portion.rows for portion in cut) == count(files) == 400
+    assert next(portion.row for portion in cut if portion.file == files[1]) == 0
+    found = [chat for _, chats in conversations(files) for chat in chats]
+    assert found == [row["messages"] for row in rows]
+    few = list(portions(files, 263))
+    assert sum(portion.rows for portion in few) == 263
+    assert [chat for _, chats in examples.conversations(few) for chat in chats] == found[:263]
+    model = save_untrained(tmp_path / "tokenizer")
+    made = []
+    for workers in (1, 2):
+        out = tmp_path / f"by-{workers}"
+        counts = tokenise(files, model, {"enable_thinking": False}, 128, True, out, Progress(), workers=workers)
+        made.append((counts, open_parts(out)["input_ids"][:]))
+    assert made[0] == made[1]
+    assert made[0][0].examples == 400
+    assert sum(map(len, made[0][1])) == made[0][0].tokens
+
+
+def test_an_error_names_the_row_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "_PORTION_BYTES", 500)
+    lines = [json.dumps({"messages": CHAT}) for _ in range(50)]
+    lines[33] = "{"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    assert len(list(portions([tmp_path / "a.jsonl"]))) > 5
+    with pytest.raises(InputError, match="is not JSON") as raised:
+        list(conversations([tmp_path / "a.jsonl"]))
+    assert raised.value.row == 33

@@ -317,6 +317,30 @@ def test_examples_that_do_not_stay_apart_are_refused_packed() -> None:
         check_packing(opt)
 
 
+def test_attention_of_its_own_does_what_the_usual_one_does(place: Path) -> None:
+    """And says so where it does not: a leak between examples, or a term that it does not have."""
+    from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+    from corpusprep.training import attention
+    from corpusprep.training.worker import check_packing
+
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(place / "model", attn_implementation=attention.VARLEN)
+    check_packing(model.train(), usual="sdpa")
+    assert model.config._attn_implementation == attention.VARLEN
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.any()
+    torch.manual_seed(1)
+    capped = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, layer_types=["full_attention"] * 2, attn_logit_softcapping=0.1,
+        )
+    )  # fmt: skip
+    capped.set_attn_implementation(attention.VARLEN)
+    with pytest.raises(RunError, match=r'train\.attention = "varlen" has no softcap'):
+        check_packing(capped)
+
+
 def test_a_stage_of_another_model_is_not_gone_on_with(
     place: Path, trained: tuple[Path, TrainResult], tmp_path: Path
 ) -> None:
