@@ -206,8 +206,13 @@ def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
         ) from None  # fmt: skip
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(t["content"], str) for t in turns):
         raise InputError(str(file), "does not end with an answer to a prompt", "Make the mix again", row)
-    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn["content"]):
-        raise InputError(str(file), "holds half a surrogate pair, which is no text", "Make the mix again", row)
+    try:
+        for turn in turns:
+            turn["content"].encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            str(file), "holds half a surrogate pair, which is no text", "Make the mix again", row
+        ) from None
     return turns
 
 
@@ -233,6 +238,13 @@ class Encoder:
             )
         if not tokenizer.is_fast:
             raise RunError(f"{name}: its tokenizer is a slow one. Save it once with AutoTokenizer(..., use_fast=True).")
+        self._backend = tokenizer.backend_tokenizer
+        self._marks = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        self._tails: dict[str, list[int]] = {}
+        # Whether white space before a word counts as the word's: then a token does not say where it begins.
+        self._trims = '"trim_offsets":true' in json.dumps(
+            json.loads(self._backend.to_str())["post_processor"], separators=(",", ":")
+        )
 
     def encode(self, chats: list[list[dict[str, str]]], where: str) -> list[tuple[I32, I32]]:
         """Tokens and labels of conversations: what follows the prompt bears loss, but for white space behind the answer's end.
@@ -265,23 +277,53 @@ class Encoder:
                 "goes on. So what is learned would not be what is asked later. Set train.template_arguments as the template "
                 "wants them (for a model that thinks, enable_thinking = false)."
             )
-        found = self._tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
-        prompts = self._tokenizer(asked, add_special_tokens=False)["input_ids"]
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        found = self._backend.encode_batch(full, add_special_tokens=False)
         out = []
-        for k, (prompt, text) in enumerate(zip(asked, full, strict=True)):
-            tokens = np.array(found["input_ids"][k], np.int32)
+        for k, (prompt, text, encoded) in enumerate(zip(asked, full, found, strict=True)):
+            tokens = np.array(encoded.ids, np.int32)
             labels = tokens.copy()
-            begins = np.array(found["offset_mapping"][k], np.int64).reshape(-1, 2)[:, 0]
-            if not np.array_equal(prompts[k], tokens[: len(prompts[k])]):
-                raise RunError(
-                    f"{where} (example {k} from there): the tokenizer of {self._tokenizer.name_or_path} makes one token of the "
-                    f"end of the prompt, {prompt[-20:]!r}, and the beginning of the answer. So what is learned would not be "
-                    "what is asked later. A chat template must end a prompt where a token ends."
-                )
-            labels[: len(prompts[k])] = IGNORED
-            labels[begins >= len(text.rstrip())] = IGNORED  # the template's, behind the token that ends the answer
+            labels[: self._begin(encoded, prompt, f"{where} (example {k} from there)")] = IGNORED
+            labels[self._end(encoded, text) :] = IGNORED
             out.append((tokens, labels))
         return out
+
+    def _begin(self, encoded: Any, prompt: str, where: str) -> int:
+        """The first token of the answer."""
+        at = None if self._trims else encoded.char_to_token(len(prompt))
+        if at is not None and encoded.token_to_chars(at)[0] == len(prompt):
+            # A special token parts what is before it from what is behind: the tokens from the last one on are looked at.
+            last = max((prompt.rfind(mark) for mark in self._marks), default=-1)
+            tail = self._alone(prompt[last:]) if last >= 0 else None
+            if tail is not None and encoded.ids[at - len(tail) : at] == tail:
+                return int(at)
+        alone = self._backend.encode(prompt, add_special_tokens=False).ids
+        if encoded.ids[: len(alone)] != alone:
+            raise RunError(
+                f"{where}: the tokenizer of {self._tokenizer.name_or_path} makes one token of the end of the prompt, "
+                f"{prompt[-20:]!r}, and the beginning of the answer. So what is learned would not be what is asked later. A chat "
+                "template must end a prompt where a token ends."
+            )
+        return len(alone)
+
+    def _alone(self, text: str) -> list[int]:
+        """The tokens of a text, which is most often one that was asked for before."""
+        if len(self._tails) > 1000:
+            self._tails.clear()
+        if text not in self._tails:
+            self._tails[text] = self._backend.encode(text, add_special_tokens=False).ids
+        return self._tails[text]
+
+    def _end(self, encoded: Any, text: str) -> int:
+        """The token behind the answer's last one: white space that the template puts there is not learned."""
+        end = len(text.rstrip())
+        if self._trims:
+            return sum(begin < end for begin, _ in encoded.offsets)
+        at = encoded.char_to_token(end) if end < len(text) else None
+        if at is None:
+            return len(encoded.ids)
+        return int(at) + int(encoded.token_to_chars(at)[0] < end)
 
     def _render(self, chats: list[list[dict[str, str]]], prompt: bool) -> list[str]:
         rendered: list[str] = self._tokenizer.apply_chat_template(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -218,6 +219,54 @@ def test_files_are_cut_into_stretches(
     assert made[0] == made[1]
     assert made[0][0].examples == 400
     assert sum(map(len, made[0][1])) == made[0][0].tokens
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("normalizer", [None, "NFC"])
+def test_the_prompt_has_the_tokens_that_it_has_alone(tmp_path: Path, trim: bool, normalizer: str | None) -> None:
+    """Held against the tokenizer itself, for text of every kind."""
+    from tokenizers import normalizers, processors
+
+    draw = random.Random(1)
+    pieces = [
+        "das",
+        " Haus",
+        "  ",
+        "\n",
+        "\n\n",
+        "ü",
+        "u\u0308",
+        "日本",
+        "🙂",
+        "\u0301e",
+        "<think>",
+        "1984",
+        "\t",
+        "ß. ",
+        "'s",
+    ]
+    texts = ["".join(draw.choices(pieces, k=draw.randint(1, 8))) for _ in range(600)]
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", texts, 500)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    encoder = Encoder(tokenizer, {"enable_thinking": False})
+    for k in range(0, 600, 2):
+        chat = [{"role": "user", "content": texts[k]}, {"role": "assistant", "content": texts[k + 1]}]
+        asked, full = (
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=begin, enable_thinking=False)
+            for turns, begin in ((chat[:1], True), (chat, False))
+        )
+        alone, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, full))
+        if whole[: len(alone)] != alone:  # the answer begins with what joins the end of the prompt
+            with pytest.raises(RunError, match="makes one token of the end of the prompt"):
+                encoder.encode([chat], "here")
+            continue
+        [(ids, labels)] = encoder.encode([chat], "here")
+        assert ids.tolist() == whole
+        assert labels[: len(alone)].tolist() == [IGNORED] * len(alone)
+        assert labels[len(alone) : -1].tolist() == whole[len(alone) : -1]  # up to the mark of its end
+        assert labels[-1] == IGNORED  # the line's end behind it
 
 
 def test_an_error_names_the_row_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
