@@ -343,6 +343,8 @@ def choose_attention(model: Any, job: Job) -> None:
             print(f"attention: {attention.VARLEN} is not taken: {type(problem).__name__}: {problem}", flush=True)
         else:
             model.set_attn_implementation(attention.VARLEN)
+            del small
+            torch.cuda.empty_cache()
             return
     check_packing(model)
 
