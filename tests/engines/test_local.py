@@ -145,6 +145,7 @@ def device(task: int) -> tuple[int, str | None, int]:
 
 
 def test_tasks_that_want_a_gpu_have_one_each() -> None:
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
     with LocalEngine(1, gpus=["3", "GPU-5f"]) as engine:
         found = list(engine.map(device, range(6), resources={"gpu": 1}))
         assert sorted(task for task, _, _ in found) == list(range(6))
@@ -156,4 +157,4 @@ def test_tasks_that_want_a_gpu_have_one_each() -> None:
     assert all(not os.path.exists(f"/proc/{process}") for process in again)
     with LocalEngine(2, gpus=["0"]) as engine:
         assert {process for _, _, process in engine.map(device, range(2), resources={"gpu": 1})} == {os.getpid()}
-        assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
