@@ -225,7 +225,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(bitext: Corpus, tmp_pa
     kills = 0
     for attempt in range(40):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        limit = 2 + draw.random() * 4
+        limit = 2 + draw.random() * 4 if kills < 8 else 600  # on a slow machine, too, one comes to its end
         began = time.monotonic()
         while process.poll() is None and time.monotonic() - began < limit:
             time.sleep(0.02)
