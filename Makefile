@@ -32,7 +32,7 @@ quickstart: $(STAMP)  ## build the example's data and run all stages on it, offl
 	$(BIN)/corpusprep run examples/quickstart.toml --out out/quickstart
 
 test: $(STAMP)  ## run the tests, by two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quality: $(STAMP)  ## the tests of the comet scorer, which needs PyTorch: TORCH=torch==2.13.0 names which
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality]'
@@ -62,7 +62,7 @@ check: $(STAMP)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)  ## against peers, into tests/benchmarks/RESULTS.md: PARTS=langid,search,... DATA=folder with real text
 	TORCH='$(TORCH)' $(BIN)/python tests/benchmarks/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(DATA),--data $(DATA))
