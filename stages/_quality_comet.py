@@ -240,7 +240,8 @@ def precision_of(asked: str) -> str:
 
 def kernels_of(asked: bool) -> bool:
     """Whether kernels of our own are used where a setting says `asked`: they need a GPU, and Triton a C compiler."""
-    if not asked or not import_torch().cuda.is_available() or import_torch().cuda.get_device_capability() < (8, 0):
+    gpu = import_torch().cuda
+    if not asked or not gpu.is_available() or gpu.get_device_capability() < (8, 0):
         return False
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     return compiler is not None and importlib.util.find_spec("triton") is not None

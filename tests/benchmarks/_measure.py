@@ -22,6 +22,13 @@ PEERS = {
     "train": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[train]"),
 }
 
+_BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense operations a second, by the makers' data sheets
+
+
+def bf16_peak(gpu: str) -> float | None:
+    """Dense bf16 operations a second that a GPU can do, by its name; None where it is not known."""
+    return next((peak for name, peak in _BF16_PEAKS.items() if name in gpu), None)
+
 
 class Cost(NamedTuple):
     """What a command took: seconds of wall time, seconds of CPU time, and bytes of memory at its peak (the proportional

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from _measure import bf16_peak
 
 from corpusprep.stages._quality_comet import CometScorer
 from corpusprep.stages._quality_comet_files import find_model
@@ -29,7 +30,6 @@ from corpusprep.stages._quality_comet_tokens import CometTokenizer
 # Layers, size, heads, entries of the vocabulary, and rows to score.
 SHAPES = {"tiny, 2 x 64": (2, 64, 4, 0, 5000), "mid size, 6 x 384": (6, 384, 12, 0, 1000)}
 LARGE = {"XLM-RoBERTa large, 24 x 1024": (24, 1024, 16, 250_002, 40_960)}  # with a GPU alone
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, by the makers' data sheets
 VOCABULARY = 16_000
 ROUNDS = 3
 BATCHES = (16, 64)  # of predict: its default, and what a user may try
@@ -138,7 +138,7 @@ def measure(table: pa.Table, folder: Path, gpu: bool) -> Iterator[dict[str, Any]
         where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a CPU"
         for precision, ours_each in each.items():
             note = f"; scores differ by {np.abs(scores[precision] - theirs).max():.0e} at most, of a deviation of {theirs.std():.2g}"
-            peak = next((p for n, p in PEAKS.items() if gpu and n in torch.cuda.get_device_name()), None)
+            peak = bf16_peak(where)
             if peak is not None and precision == "bf16":
                 done = operations(scorers[precision], some) / count
                 note += f"; {done / ours_each / 1e12:.0f} TFLOP/s, {done / ours_each / peak:.0%} of its dense bf16 peak"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _measure import bf16_peak
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from corpusprep.training.layers import freeze, select
@@ -29,7 +30,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
 ROUNDS = 7
 EVERYTHING = ("all", ("model.embed_tokens", "model.norm", "lm_head"))
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, by the makers' data sheets
 
 
 def make(layers: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str) -> Any:
@@ -129,7 +129,7 @@ def measure(
         )
         if device == "cuda":
             share, name_of = work[way] / seconds, torch.cuda.get_device_name()
-            peak = next((p for n, p in PEAKS.items() if n in name_of), None)
+            peak = bf16_peak(name_of)
             note += f"; {peaks[way] / 2**30:.1f} GiB at most; {tokens / seconds:,.0f} tokens/s"
             note += f", {share / peak:.0%} of the dense bf16 peak" if peak else ""
             note += f"; {name_of}"
