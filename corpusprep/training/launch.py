@@ -171,7 +171,6 @@ class _Run:
         """The data set that is trained on, and the examples that are held out."""
         settings = self.settings
         tokenizer = open_tokenizer(settings.model)
-        Encoder(tokenizer, settings.template_arguments)  # refuses what no process could use
         key = digest(
             self.mix.checksum, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
             settings.template_arguments, settings.sequence_length, settings.packing, settings.validation_examples,

@@ -96,8 +96,8 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = True
     """Computes activations again instead of keeping them: a third more time for much less memory."""
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
-    """The implementation of attention. varlen is PyTorch's own flash attention within each packed example; auto is that, where
-    it can be had for the model and the GPU, and else what transformers chooses."""
+    """The implementation of attention; auto is what transformers chooses. varlen is PyTorch's own flash attention within each
+    packed example, for models of plain causal attention; it needs a GPU that computes in bf16 to be quick, and PyTorch 2.11."""
     template_arguments: dict[str, Any] = Field(default_factory=lambda: {"enable_thinking": False})
     """Arguments of the model's chat template; a template takes no notice of those that it does not know."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None

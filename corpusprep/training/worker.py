@@ -208,8 +208,8 @@ def train(job: Job) -> None:
     first = int(os.environ.get("RANK", "0")) == 0  # the one that checks and saves; its end is that of the others
     at_start = digests(known.items()) if first else {}
     if job.packing and not job.attention.startswith("flash"):
-        choose_attention(model, job)
-    started = {**job.fingerprint, "model": digest(at_start), "attention_used": model.config._attn_implementation}
+        check_attention(model, job)
+    started = {**job.fingerprint, "model": digest(at_start)}
     if first:
         _check_start(job, at_start)
         _check_resume(job, started)
@@ -314,35 +314,27 @@ def _check_resume(job: Job, started: dict[str, Any]) -> None:
         raise RunError(f"{job.resume} cannot be gone on with: {told}")
 
 
-def choose_attention(model: Any, job: Job) -> None:
-    """Has packed examples attend to themselves alone, by PyTorch's flash attention where it can be had.
+def check_attention(model: Any, job: Job) -> None:
+    """Has packed examples attend to themselves alone.
 
     Raises:
-        RunError: the model's attention does not keep them apart.
+        RunError: the model's attention does not keep them apart, or is not what the settings ask for.
     """
-    config = model.config
-    other = attention.unsuited(config)
-    if job.attention == attention.VARLEN and other is not None:
-        raise RunError(
-            f'train.attention = "{attention.VARLEN}" is plain causal attention, and {job.model} has another: {other}. Set it to sdpa.'
-        )
-    asked = job.attention in ("auto", attention.VARLEN) and config._attn_implementation in ("sdpa", attention.VARLEN)
-    if asked and other is None and not job.cpu and attention.at_hand(config, job.precision):
-        number = int(os.environ.get("LOCAL_RANK", "0"))
-        try:
+    if job.attention == attention.VARLEN:
+        if (other := attention.unsuited(model.config)) is not None:
+            raise RunError(
+                f'train.attention = "{attention.VARLEN}" is plain causal attention, and {job.model} has another: {other}. Set it to '
+                "sdpa."
+            )
+        if not job.cpu and attention.at_hand(model.config, job.precision):
+            number = int(os.environ.get("LOCAL_RANK", "0"))
             with torch.random.fork_rng([number]), torch.device("cuda", number):
-                torch.manual_seed(1)  # the same choice in each process
+                torch.manual_seed(1)
                 small = AutoModelForCausalLM.from_config(
-                    two_layers(config), dtype=torch.float32, attn_implementation=attention.VARLEN
+                    two_layers(model.config), dtype=torch.float32, attn_implementation=attention.VARLEN
                 )
             with torch.autocast("cuda", torch.bfloat16):
                 check_packing(small.train(), usual="sdpa")
-        except Exception as problem:  # of whatever library; the usual attention does what this cannot
-            if job.attention == attention.VARLEN:
-                raise
-            print(f"attention: {attention.VARLEN} is not taken: {type(problem).__name__}: {problem}", flush=True)
-        else:
-            model.set_attn_implementation(attention.VARLEN)
             del small
             torch.cuda.empty_cache()
             return

@@ -164,17 +164,16 @@ def test_a_training_on_a_gpu(tmp_path: Path) -> None:
     from tiny_model import save_model, save_tokenizer
 
     from corpusprep.training import TrainStage, train
-    from corpusprep.training.attention import flash
 
     write_mix(tmp_path / "mix", 300)
     texts = [text for pair in sentences(200, 9) for text in pair]
     size = len(save_tokenizer(tmp_path / "model", texts, 400))
     save_model(tmp_path / "model", size, hidden=64).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     found = {}
-    for attention in ("auto", "sdpa"):
+    for attention in ("varlen", "sdpa"):
         asked = settings(tmp_path, attention=attention, stages=(TrainStage(layers="top:3"),))
         found[attention] = train(asked, tmp_path / "mix", tmp_path / attention).reports[0]
         assert found[attention]["losses"]["after"] < found[attention]["losses"]["before"]
-    assert found["auto"]["attention"] == ("sdpa" if flash() is None else "varlen")
+    assert found["varlen"]["attention"] == "varlen"
     assert found["sdpa"]["attention"] == "sdpa"
-    assert found["auto"]["losses"]["after"] == pytest.approx(found["sdpa"]["losses"]["after"], rel=0.02)
+    assert found["varlen"]["losses"]["after"] == pytest.approx(found["sdpa"]["losses"]["after"], rel=0.02)

@@ -411,6 +411,17 @@ def test_two_processes_with_shards_train_as_one(place: Path, trained: tuple[Path
     assert changed(place / "model", result.folders[0]) == set(result.reports[0]["fingerprint"]["trained"])
 
 
+def test_attention_of_its_own_trains_as_the_usual_one(
+    place: Path, trained: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    result = train(settings(place, attention="varlen", max_steps=2), place / "mix", tmp_path / "run", stage=1)
+    assert result.reports[0]["attention"] == "varlen"
+    assert trained[1].reports[0]["attention"] == "sdpa"
+    one, two = curve(trained[1].folders[0])[:2], curve(result.folders[0])[:2]
+    for name in ("loss", "grad_norm", "num_input_tokens_seen"):
+        assert [float(p[name]) for p in two] == pytest.approx([float(p[name]) for p in one], rel=1e-4), name
+
+
 def test_two_processes_without_packing(place: Path, tmp_path: Path) -> None:
     asked = settings(place, processes=2, parallelism="ddp", packing=False, max_steps=99, epochs=0.2)
     result = train(asked, place / "mix", tmp_path / "run", stage=1)
