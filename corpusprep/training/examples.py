@@ -162,10 +162,9 @@ def _rows(portion: Portion) -> Iterator[list[Any]]:
         else:
             with open(file, "rb") as opened_lines:
                 opened_lines.seek(portion.begin)
-                row = portion.row
-                while opened_lines.tell() < portion.end and (lines := list(itertools.islice(opened_lines, _BATCH))):
-                    yield [_parsed(line, file, row + k) for k, line in enumerate(lines)]
-                    row += len(lines)
+                numbered = enumerate(itertools.islice(opened_lines, portion.rows), portion.row)
+                while rows := [_parsed(line, file, row) for row, line in itertools.islice(numbered, _BATCH)]:
+                    yield rows
     except (OSError, pa.ArrowException, ValueError) as error:
         raise _unreadable(file, error) from None
 
