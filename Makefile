@@ -36,7 +36,7 @@ test: $(STAMP)  ## run the tests, by two processes
 
 test-quality: $(STAMP)  ## the tests of the comet scorer, which needs PyTorch: TORCH=torch==2.13.0 names which
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality]'
-	$(BIN)/python -m pytest tests/stages/test_quality_comet.py tests/test_comet_runs.py
+	$(BIN)/python -m pytest tests/stages/quality/comet tests/steps/test_comet_runs.py
 
 $(VENV)-comet/.installed: pyproject.toml
 	test -x $(VENV)-comet/bin/python || $(PYTHON) -m venv $(VENV)-comet
@@ -44,7 +44,7 @@ $(VENV)-comet/.installed: pyproject.toml
 	@touch $@
 
 test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
-	$(VENV)-comet/bin/python -m pytest tests/stages/test_quality_unbabel.py
+	$(VENV)-comet/bin/python -m pytest tests/stages/quality/comet/test_unbabel.py
 
 test-gpu: $(STAMP)  ## the tests that need a GPU, of scoring and of training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality,train]'

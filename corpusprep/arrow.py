@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpusprep.kernels import kernel
 
@@ -121,3 +122,16 @@ def shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(
         [a if isinstance(a, pa.ChunkedArray) else pa.chunked_array([a], a.type) for a in arrays], schema=schema
     )
+
+
+def join(*columns: Any, separator: str) -> pa.ChunkedArray[Any]:
+    """Columns of text joined row by row."""
+    function: Any = pc.binary_join_element_wise
+    joined: pa.ChunkedArray[Any] = function(*columns, separator)
+    return joined
+
+
+def count_values(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> dict[str, int]:
+    """How often each value stands in a column."""
+    counts: Any = pc.value_counts(column)
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))

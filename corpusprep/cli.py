@@ -82,7 +82,8 @@ def run_command(
     from corpusprep.pipeline import dry_run as preview
     from corpusprep.pipeline import run
     from corpusprep.recipe import load_recipe
-    from corpusprep.report import Bars, Progress, mix_line, summary
+    from corpusprep.report.accounts import mix_line, summary
+    from corpusprep.report.progress import Bars, Progress
 
     started = time.monotonic()
     loaded = load_recipe(recipe, overrides=overrides, sources=sources)
@@ -135,7 +136,7 @@ def _stage_command(name: str, text: str) -> click.Command:
         tgt_lang: str | None,
         seed: int,
     ) -> None:
-        from corpusprep.single import run_stage
+        from corpusprep.commands.stage import run_stage
 
         click.echo(
             run_stage(
@@ -172,7 +173,7 @@ def thresholds_command(folder: Path, pairs: tuple[str, ...], budget: int | None,
     DIR is the folder of a run that came to score its rows (corpusprep run --until quality does). Another threshold costs no
     scoring: change the recipe and start the run again.
     """
-    from corpusprep.thresholds import describe, read_recipe, read_scores
+    from corpusprep.commands.thresholds import describe, read_recipe, read_scores
 
     recipe = read_recipe(folder)
     found = list(read_scores(folder, pairs, examples))
@@ -223,7 +224,7 @@ def agree_command(
     with the human scores, and the AUC of telling true pairs from mismatched ones. A COMET model takes the first column as the
     source, unless --set direction=… says otherwise.
     """
-    from corpusprep.agreement import agree, describe
+    from corpusprep.commands.agree import agree, describe
     from corpusprep.errors import CorpusprepError
     from corpusprep.recipe import apply_overrides, validate
     from corpusprep.stages.quality import QualitySettings, learns, open_scorer
@@ -290,7 +291,7 @@ def train_command(
     card, the loss curve and the checks of what changed. Needs pip install 'corpusprep[train]'.
     """
     from corpusprep.recipe import load_train
-    from corpusprep.report import Bars, Progress
+    from corpusprep.report.progress import Bars, Progress
     from corpusprep.training import dry_run as preview
     from corpusprep.training import train
 
@@ -324,7 +325,7 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 @click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "stage", "rejects", "train"]))
 def settings_command(stage: str | None) -> None:
     """Print the settings of STAGE, or of all, with their defaults and what they mean."""
-    from corpusprep.single import describe_settings
+    from corpusprep.commands.stage import describe_settings
 
     click.echo(describe_settings(stage))
 
@@ -332,7 +333,7 @@ def settings_command(stage: str | None) -> None:
 @cli.command("compile")
 def compile_command() -> None:
     """Compile the kernels now rather than on first use (once an installation, about a minute)."""
-    from corpusprep.compiling import compile_kernels
+    from corpusprep.commands.compile import compile_kernels
 
     compile_kernels()
 

@@ -79,11 +79,13 @@ def sources_digest() -> str:
     """A digest of the modules that kernels and the constants that they use are in: the stages, the sources, and those of
     the engine room that hold kernels. An edit elsewhere need not cost a minute of compiling."""
     package = Path(__file__).parent
+    folders = [(package, "*.py"), (package / "sources", "**/*.py"), (package / "stages", "**/*.py")]
     state = hashlib.sha256()
-    for path in sorted(path for folder in (".", "sources", "stages") for path in (package / folder).glob("*.py")):
-        content = path.read_bytes()
-        if path.parent != package or b"kernels import kernel" in content:
-            state.update(path.name.encode() + b"\0" + content + b"\0")
+    for folder, pattern in folders:
+        for path in sorted(folder.glob(pattern)):
+            content = path.read_bytes()
+            if folder != package or b"kernels import kernel" in content:
+                state.update(str(path.relative_to(package)).encode() + b"\0" + content + b"\0")
     return state.hexdigest()[:16]
 
 

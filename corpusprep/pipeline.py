@@ -9,21 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from corpusprep import budget, finishing, judging, passes, reading
-from corpusprep.context import Context, RunResult
+from corpusprep.arrow import count_values
+from corpusprep.derive import Run, RunResult
 from corpusprep.engines import Engine
 from corpusprep.engines.local import LocalEngine
 from corpusprep.errors import InputError, RunError
-from corpusprep.passes import Part
+from corpusprep.parts import VERDICTS, Column, Part, pair_column
 from corpusprep.recipe import STAGES, Recipe
-from corpusprep.report import Accounts, Progress, columns, summary
+from corpusprep.report.accounts import Accounts, summary
+from corpusprep.report.progress import Progress
+from corpusprep.report.tables import columns
 from corpusprep.sources import Shard, Source, open_source
 from corpusprep.sources.texts import texts_identity
 from corpusprep.stages import balance, quality
+from corpusprep.steps.balance import choose, count_tokens
+from corpusprep.steps.dedup import find_duplicates
+from corpusprep.steps.finish import Decided, finish
+from corpusprep.steps.quality import drop_low, find_cutoffs, learn, score, write_index
+from corpusprep.steps.read import Dropped, open_stages, read, tally
+from corpusprep.steps.rounds import score_until_filled
+from corpusprep.steps.verify import verify
 from corpusprep.store import Store, lock
-from corpusprep.verifying import verify
 
 __all__ = ["RunResult", "dry_run", "run"]
 
@@ -35,9 +42,9 @@ _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "clean": ("pass1", "verify"),
     "langid": ("pass1", "verify"),
     "dedup": ("dedup", "verify"),
-    "quality": ("state", "prior", "wanted", "quality"),
-    "balance": ("estimate", "candidates", "tokens", "balance"),
-    "instruct": ("output",),
+    "quality": ("state", "prior", "wanted", "quality", "cutoff", "passed"),
+    "balance": ("estimate", "candidates", "tokens", "sums", "balance"),
+    "instruct": ("taken", "output"),
 }
 
 
@@ -91,7 +98,7 @@ def run(
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
         result = RunResult(Accounts(stages))
-        context = Context(recipe, out, store, engine, progress or Progress(), result, getattr(engine, "workers", 1))
+        context = Run(recipe, out, store, engine, progress or Progress(), result, getattr(engine, "workers", 1))
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result
@@ -142,11 +149,11 @@ def open_sources(recipe: Recipe) -> list[tuple[Source, list[Shard]]]:
     return opened
 
 
-def _take_steps(run: Context, sources: list[tuple[Source, list[Shard]]], until: str) -> None:
+def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str) -> None:
     def ends(stage: str) -> bool:
         return STAGES.index(until) <= STAGES.index(stage)
 
-    units = reading.first_pass(run, sources)
+    units = read(run, sources)
     for unit in units:
         run.result.accounts.add(unit.read, unit.dropped)
         run.result.notes += [note for note in unit.problems if note not in run.result.notes]
@@ -154,63 +161,44 @@ def _take_steps(run: Context, sources: list[tuple[Source, list[Shard]]], until: 
     parts = [part for unit in units for part in unit.parts]
     if ends("langid"):
         return
-    decisions = judging.find_duplicates(run, parts)
+    duplicates = find_duplicates(run, parts)
     if ends("dedup"):
-        _count_verdicts(run, parts, decisions)
+        _count_verdicts(run, parts, duplicates)
         return
     settings = run.recipe.quality
-    states = judging.learn(run, parts, decisions, settings)
+    states = learn(run, parts, duplicates, settings)
     if settings.enabled and settings.until == "budget":
-        scores, wanted, cutoffs, tokens, at_hand = budget.score_what_is_needed(run, parts, decisions, states)
-        judging.note_scores(run, parts, decisions, scores, cutoffs, wanted)
+        found = score_until_filled(run, parts, duplicates, states)
+        scores, cutoffs, tokens, at_hand = found.scores, found.cutoffs, found.tokens, found.counts
+        write_index(run, parts, duplicates, scores, cutoffs, found.wanted)
         if ends("quality"):
             _count_verdicts(run, parts, tokens, ("dedup", "quality"))
             return
     else:
-        scores = judging.score(run, parts, decisions, states, settings)
-        cutoffs = judging.find_cutoffs(run, parts, decisions, scores, states)
-        judging.note_scores(run, parts, decisions, scores, cutoffs)
+        scores = score(run, parts, duplicates, states, settings)
+        cutoffs = find_cutoffs(run, parts, duplicates, scores, states)
+        passed = drop_low(run, parts, duplicates, scores, cutoffs)
+        write_index(run, parts, duplicates, scores, cutoffs)
         if ends("quality"):
-            _count_verdicts(run, parts, decisions)
-            _count_scores(run, parts, decisions, scores, cutoffs)
+            _count_verdicts(run, parts, passed)
             return
-        tokens, at_hand = budget.count_tokens(run, parts, decisions, scores, cutoffs)
-    plan, outcomes = budget.choose(run, parts, tokens, at_hand, scores)
+        tokens, at_hand = count_tokens(run, parts, passed, scores)
+    plan, outcome = choose(run, parts, tokens, at_hand, scores)
     if ends("balance"):
-        _count_verdicts(run, parts, outcomes)
+        _count_verdicts(run, parts, outcome)
         return
-    decided = finishing.Decided(sources, units, decisions, tokens, scores, outcomes, cutoffs, plan)
-    finishing.write_output(run, decided)
+    finish(run, Decided(sources, units, duplicates, tokens, scores, cutoffs, outcome, plan))
 
 
-def _count_scores(
-    run: Context,
-    parts: Sequence[Part],
-    decisions: dict[str, str],
-    scores: dict[str, str],
-    cutoffs: dict[str, float | None],
-) -> None:
-    """Enters the rows below the cutoffs into the accounts."""
+def _count_verdicts(run: Run, parts: Sequence[Part], verdicts: Column, stages: Sequence[str] = STAGES) -> None:
+    """Enters what a column of verdicts drops, at some stages, into the accounts."""
     for part in parts:
-        cutoff = cutoffs.get(part.pair)
-        if cutoff is not None:
-            score = pq.read_table(scores[part.identity])["quality"].to_numpy(zero_copy_only=False)
-            below = int((score[passes.kept_rows(decisions[part.identity])] < np.float32(cutoff)).sum())
-            run.result.accounts.add({}, [("quality", part.pair, "quality.score", below)] if below else [])
-
-
-def _count_verdicts(
-    run: Context, parts: Sequence[Part], verdicts: dict[str, str], stages: Sequence[str] = STAGES
-) -> None:
-    """Enters what files of verdicts drop, at some stages, into the accounts."""
-    for part in parts:
-        values, counts = np.unique(pq.read_table(verdicts[part.identity])["verdict"].to_numpy(), return_counts=True)
+        values, counts = np.unique(verdicts.array(part, "verdict"), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if value:
-                reason = passes.VERDICTS[value]
-                stage = reason.partition(".")[0]
-                if stage in stages:
-                    run.result.accounts.add({}, [(stage, part.pair, reason, count)])
+            reason = VERDICTS[value]
+            stage = reason.partition(".")[0]
+            if value and stage in stages:
+                run.result.accounts.add({}, [(stage, part.pair, reason, count)])
 
 
 def _file_size(file: str) -> int:
@@ -232,7 +220,7 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
     texts_identity(recipe.dedup.against)
     if recipe.balance.tokenizer is not None:
         balance.tokenizer_file(recipe.balance.tokenizer)
-    context = passes.open_first_pass(recipe, None)
+    stages = open_stages(recipe, None)
     shards = [(source, shard) for source, found in opened for shard in found]
     for source, shard in shards[:_HEADS]:
         batch = next(iter(source.read(shard, max_rows=rows)), None)
@@ -241,16 +229,16 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
         lines.append((shard.source, shard.shard, pair, f"{size / 2**20:,.1f} MiB"))
         if batch is None:
             continue
-        dropped: passes.Dropped = Counter()
-        passes.tally(dropped, "read", batch.rejected)
-        read = Counter(passes.count_values(passes.pairs_of(batch.table)))
+        dropped: Dropped = Counter()
+        tally(dropped, "read", batch.rejected)
+        read = Counter(count_values(pair_column(batch.table)))
         if batch.rejected.num_rows:
-            read.update(passes.count_values(passes.pairs_of(batch.rejected)))
+            read.update(count_values(pair_column(batch.rejected)))
         table = batch.table
-        for stage, function in context.stages:
+        for stage, function in stages.chain:
             if table.num_rows:
                 table, lost = function(table)
-                passes.tally(dropped, stage, lost)
+                tally(dropped, stage, lost)
         accounts.add(read, [(*names, count) for names, count in dropped.items()])
     against = sum(len(source.evaluation()) for source, _ in opened)
     text = [

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
+
+from corpusprep.errors import SettingsError
 
 PROVENANCE = ("source", "shard", "row")
 PAIR_COLUMNS = ("src", "tgt", "src_lang", "tgt_lang")
@@ -17,6 +22,11 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and a key that is not known is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def without(self, *names: str) -> Self:
+        """These settings with some fields at their defaults: what is left decides a result, and its key."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].get_default(call_default_factory=True) for name in names})
 
 
 class StageSettings(Settings):
@@ -72,3 +82,41 @@ def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str])
     dropped = table.filter(pa.array(lost))
     names = pa.array(reasons, type=pa.string()).take(pa.array(verdict[lost].astype(np.int64) - 1))
     return Outcome(kept, dropped.append_column("reason", names))
+
+
+def pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Names of the pairs in a table, sorted, and the place of each row's pair among them."""
+    if table.num_rows == 0:
+        return [], np.zeros(0, np.int64)
+    sides: list[Any] = [table[name].cast(pa.string()).combine_chunks() for name in ("src_lang", "tgt_lang")]
+    encoded: Any = pc.binary_join_element_wise(*(side.fill_null("") for side in sides), "-").dictionary_encode()
+    found = encoded.dictionary.to_pylist()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    place = np.empty(len(found), np.int64)
+    place[order] = np.arange(len(found))
+    return [found[k] for k in order], place[encoded.indices.to_numpy()]
+
+
+def load_function(reference: str, setting: str) -> Callable[..., Any]:
+    """The function that a user names as `module:function`.
+
+    Args:
+        reference: as the recipe has it.
+        setting: the key that it stands under, for messages.
+
+    Raises:
+        SettingsError: it cannot be imported, or is no function.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the module does when it is imported
+        raise SettingsError(
+            f"{setting} = {reference!r}: cannot be imported ({type(error).__name__}: {error}). Name it module:function, with "
+            "the module on PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise SettingsError(f"{setting} = {reference!r}: is not a function.")
+    return found  # type: ignore[no-any-return]

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import hashlib
-import importlib.metadata
-import importlib.util
-import json
 import os
 import secrets
 import shutil
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,62 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpusprep.errors import RunError
-
-_PACKAGE = Path(__file__).parent
-
-
-def digest(*parts: Any) -> str:
-    """A key of 20 hex digits made of any JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def large_file_digest(path: str | os.PathLike[str]) -> str:
-    """`file_digest`, computed once as long as the file is not written to."""
-    status = os.stat(path)
-    return _known_digest(os.fspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=64)
-def _known_digest(path: str, _size: int, _changed: int, _inode: int) -> str:
-    return file_digest(path)
-
-
-@functools.cache
-def code_version(*stages: str) -> str:
-    """A digest of the source text that the named stages run: their own modules and what all stages share.
-
-    A changed line of code redoes the parts that it made, without anybody having to raise a number.
-    """
-    shared = ["arrow.py", "codes.py", "stage.py", "passes.py", "scoring.py", "store.py", "stages/_languages.py"]
-    files = [_PACKAGE / name for name in shared]
-    for stage in stages:
-        folder = {"sources": _PACKAGE / "sources", "output": _PACKAGE}.get(stage, _PACKAGE / "stages")
-        own = {
-            "sources": ["*.py"],
-            "output": ["output.py", "finishing.py", "budget.py", "judging.py", "recipe.py", "report.py"],
-        }
-        pattern = own.get(stage, [f"{stage}.py", f"_{stage}_*.py"])
-        files += sorted(path for glob in pattern for path in folder.glob(glob))
-    state = hashlib.sha256()
-    for path in files:
-        if path.exists():
-            state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return state.hexdigest()[:20]
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what the output's bytes are."""
-    names = ("corpusprep", "ftfy", "langcodes", "language-data", "numba", "numpy", "polars", "pyarrow", "tokenizers")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return found | {"unicode": unicodedata.unidata_version}
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
@@ -168,19 +106,6 @@ def ready(path: str | Path) -> bool:
         return path.stat().st_size > 0 or path.is_dir()
     except OSError:
         return False
-
-
-def user_code(*references: str) -> list[str]:
-    """Digests of the source files of a user's `module:function`s (what those import is not followed)."""
-    found = []
-    for reference in references:
-        try:
-            spec = importlib.util.find_spec(reference.partition(":")[0])
-        except (ImportError, ValueError):
-            spec = None
-        origin = spec.origin if spec is not None else None
-        found.append(file_digest(origin) if origin and os.path.isfile(origin) else reference)
-    return found
 
 
 def commit(scratch: Path, path: Path) -> None:

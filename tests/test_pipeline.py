@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -20,37 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import digests, mix, recipe, redone, rejects
 
-from corpusprep import CorpusprepError, InputError, Recipe, RunError, RunResult, load_recipe, run
+from corpusprep import CorpusprepError, InputError, RunError, load_recipe, run
 from corpusprep.pipeline import dry_run
 from corpusprep.stages.instruct import invert
 from corpusprep.store import lock
 
 Corpus = Callable[..., Path]
-
-
-def recipe(data: Path, *overrides: str) -> Recipe:
-    sources = [f"opus100={data / 'opus'}", f"nllb={data / 'nllb'}"]
-    return load_recipe(None, sources=sources, overrides=overrides)
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Name -> hash of every file of the output proper."""
-    files = [path for name in ("mix", "rejects") for path in sorted((out / name).rglob("*")) if path.is_file()]
-    assert files
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def rejects(out: Path) -> pl.DataFrame:
-    return pl.concat([pl.read_parquet(path) for path in sorted((out / "rejects").glob("*.parquet"))])
-
-
-def mix(out: Path) -> pl.DataFrame:
-    return pl.concat([pl.read_parquet(path) for path in sorted((out / "mix").glob("*.parquet"))])
-
-
-def redone(result: RunResult) -> dict[str, int]:
-    return {kind: count for kind, count in result.made.items() if count}
 
 
 def test_every_row_is_in_the_mix_or_a_reject(bitext: Corpus, tmp_path: Path) -> None:
@@ -302,7 +278,7 @@ def test_until_stops_and_goes_on(bitext: Corpus, tmp_path: Path) -> None:
         assert redone(result)[kind] > 0
         assert not (out / "mix").exists()
     final = run(recipe(data), out)
-    assert set(redone(final)) == {"render", "mix"}
+    assert set(redone(final)) == {"taken", "render", "mix"}
 
 
 def test_redo_makes_a_stage_and_what_follows_again(bitext: Corpus, tmp_path: Path) -> None:
@@ -310,7 +286,18 @@ def test_redo_makes_a_stage_and_what_follows_again(bitext: Corpus, tmp_path: Pat
     run(recipe(data), out)
     before = digests(out)
     result = run(recipe(data), out, redo="quality")
-    assert set(redone(result)) == {"state", "quality", "tokens", "balance", "render", "mix"}
+    assert set(redone(result)) == {
+        "state",
+        "quality",
+        "cutoff",
+        "passed",
+        "tokens",
+        "sums",
+        "balance",
+        "taken",
+        "render",
+        "mix",
+    }
     assert digests(out) == before
 
 
@@ -572,7 +559,7 @@ def test_nobody_reads_on_after_a_failure(bitext: Corpus, tmp_path: Path, monkeyp
         raise RunError("failed")
 
     data = bitext(shards=4)
-    monkeypatch.setattr("corpusprep.passes.run_first_pass", failing)
+    monkeypatch.setattr("corpusprep.steps.read.run_batch", failing)
     with pytest.raises(RunError, match="failed"):
         run(recipe(data), tmp_path / "out", workers=1)
     assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]

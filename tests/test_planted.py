@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from planted import judge, recipe_for
 
 from corpusprep import Recipe, run
 from corpusprep.stages.instruct import invert
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-from planted import judge, recipe_for
 
 pytestmark = pytest.mark.slow
 

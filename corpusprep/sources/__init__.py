@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from corpusprep.sources.base import (
     MAX_BYTES,
     MAX_ROWS,
@@ -32,6 +30,33 @@ __all__ = [
 
 def open_source(settings: SourceSettings) -> Source:
     """The source of a `[[source]]` table; nothing is read before its shards are asked for."""
-    module = importlib.import_module(f"corpusprep.sources.{settings.format}")
-    source: Source = getattr(module, f"{settings.format.capitalize()}Source")(settings)
-    return source
+    # Spelt out, so that the keys of parts can follow the imports.
+    match settings.format:
+        case "opus100":
+            from corpusprep.sources.opus100 import Opus100Source
+
+            return Opus100Source(settings)
+        case "nllb":
+            from corpusprep.sources.nllb import NllbSource
+
+            return NllbSource(settings)
+        case "moses":
+            from corpusprep.sources.moses import MosesSource
+
+            return MosesSource(settings)
+        case "tsv":
+            from corpusprep.sources.tsv import TsvSource
+
+            return TsvSource(settings)
+        case "jsonl":
+            from corpusprep.sources.jsonl import JsonlSource
+
+            return JsonlSource(settings)
+        case "parquet":
+            from corpusprep.sources.parquet import ParquetSource
+
+            return ParquetSource(settings)
+        case "hub":
+            from corpusprep.sources.hub import HubSource
+
+            return HubSource(settings)

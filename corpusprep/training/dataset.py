@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpusprep.engines.local import LocalEngine
-from corpusprep.report import Progress
+from corpusprep.report.progress import Progress
 from corpusprep.training.examples import IGNORED, Encoder, Portion, conversations, portions
 
 _SCHEMA: Any = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusprep.errors import InputError, RunError
-from corpusprep.store import digest, large_file_digest
+from corpusprep.keys import digest, large_file_digest
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]

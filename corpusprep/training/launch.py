@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from corpusprep.errors import RunError, SettingsError
-from corpusprep.report import Progress
-from corpusprep.store import commit, digest, large_file_digest, lock, remove
+from corpusprep.keys import digest, large_file_digest
+from corpusprep.report.progress import Progress
+from corpusprep.store import commit, lock, remove
 from corpusprep.training.dataset import Tokenised, tokenise
 from corpusprep.training.examples import Encoder, Mix, find_mix
 from corpusprep.training.job import ERROR, TENSORS, Job, difference, made_of, received

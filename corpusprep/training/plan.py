@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corpusprep.errors import RunError, SettingsError
-from corpusprep.report import columns
+from corpusprep.report.tables import columns
 from corpusprep.training.examples import Encoder, Mix, conversations, count, portions
 from corpusprep.training.layers import Selection, find_layers, select, two_layers
 from corpusprep.training.settings import TrainSettings, WholeStage

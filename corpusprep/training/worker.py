@@ -25,7 +25,8 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from corpusprep.errors import CorpusprepError, RunError
-from corpusprep.store import digest, remove, writing
+from corpusprep.keys import digest
+from corpusprep.store import remove, writing
 from corpusprep.training import attention
 from corpusprep.training.dataset import open_parts
 from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send

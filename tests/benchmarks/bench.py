@@ -39,10 +39,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _measure import Cost, alternate, command, environment, machine, median_ratio
 
+from corpusprep.commands.thresholds import read_scores
 from corpusprep.sources import SourceSettings, open_source
 from corpusprep.stages.dedup import DedupSettings, fingerprint, reference_fingerprint
 from corpusprep.stages.langid import LangidSettings, langid, model_files
-from corpusprep.thresholds import read_scores
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("corpusprep")

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import torch
 from _measure import bf16_peak
 
-from corpusprep.stages._quality_comet import CometScorer
-from corpusprep.stages._quality_comet_files import find_model
-from corpusprep.stages._quality_comet_tokens import CometTokenizer
+from corpusprep.stages.quality.comet import CometScorer
+from corpusprep.stages.quality.comet.files import find_model
+from corpusprep.stages.quality.comet.tokens import CometTokenizer
 
 # Layers, size, heads, entries of the vocabulary, and rows to score.
 SHAPES = {"tiny, 2 x 64": (2, 64, 4, 0, 5000), "mid size, 6 x 384": (6, 384, 12, 0, 1000)}
@@ -153,7 +153,7 @@ def attention() -> Iterator[dict[str, Any]]:
     """Sixteen heads of 64 in rows of equal length, 65,536 tokens in all, against PyTorch's flash attention of such rows."""
     from torch.nn.attention.varlen import varlen_attn
 
-    from corpusprep.stages import _quality_comet_fused as kernels
+    from corpusprep.stages.quality.comet import fused as kernels
 
     def microseconds(call: Callable[[], Any]) -> float:
         taken = []

@@ -157,7 +157,7 @@ def preparation() -> Iterator[dict[str, Any]]:
     from tiny_model import TEMPLATE, save_tokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from corpusprep.report import Progress
+    from corpusprep.report.progress import Progress
     from corpusprep.training.dataset import open_parts, tokenise
 
     datasets.disable_caching()

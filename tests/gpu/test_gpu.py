@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ if not torch.cuda.is_available():
     pytest.skip("no GPU is to be seen; run make test-gpu", allow_module_level=True)
 if torch.cuda.get_device_capability() < (8, 0):
     pytest.skip("the GPU does not compute in bf16", allow_module_level=True)
-for folder in ("stages", "training", "../examples"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 from comet_models import Models, make_checkpoint, make_encoder, odd_rows, sentences, table  # noqa: E402
 
-from corpusprep.stages._quality_comet import CometScorer  # noqa: E402
-from corpusprep.stages._quality_comet_files import find_model  # noqa: E402
+from corpusprep.stages.quality.comet import CometScorer  # noqa: E402
+from corpusprep.stages.quality.comet.files import find_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -81,7 +78,7 @@ def test_bf16_without_kernels_of_ones_own_comes_as_near(wide: str, monkeypatch: 
 
 
 def test_a_sum_and_its_norm_in_one_kernel() -> None:
-    from corpusprep.stages._quality_comet_fused import add_norm
+    from corpusprep.stages.quality.comet.fused import add_norm
 
     for size in (32, 1000, 1024, 2560):
         x, y = torch.randn(2, 77, size, device="cuda")
@@ -99,7 +96,7 @@ def test_a_sum_and_its_norm_in_one_kernel() -> None:
 @pytest.mark.parametrize(("heads", "size"), [(4, 64), (2, 80), (4, 8)])
 @pytest.mark.parametrize("sizes", [[50, 1, 130, 7], [47], [16] * 9, [3, 2, 5], [512, 300]])
 def test_attention_within_rows(heads: int, size: int, sizes: list[int]) -> None:
-    from corpusprep.stages._quality_comet_fused import attention
+    from corpusprep.stages.quality.comet.fused import attention
 
     draw = torch.Generator("cuda").manual_seed(1)
     sides = torch.randn(sum(sizes), 3, heads, size, generator=draw, device="cuda").bfloat16().unbind(1)

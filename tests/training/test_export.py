@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny_model import TEMPLATE, save_tokenizer
 
 from corpusprep.errors import InputError, RunError
-from corpusprep.report import Progress
+from corpusprep.report.progress import Progress
 from corpusprep.training import examples
 from corpusprep.training.dataset import open_parts, tokenise
 from corpusprep.training.examples import IGNORED, Encoder, count, find_mix, portions

@@ -1,0 +1,235 @@
+"""What the steps of a run hand each other: units, parts, and the columns derived of parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from corpusprep.arrow import join
+from corpusprep.errors import RunError
+from corpusprep.keys import file_digest
+from corpusprep.store import write_table, writing
+
+VERDICTS = (
+    "",
+    "dedup.exact",
+    "dedup.near",
+    "quality.score",
+    "instruct.template_tokens",
+    "instruct.empty",
+    "balance.quota",
+    "quality.not_needed",
+)
+"""Reasons of the verdicts that steps after the first give, by code; 0 keeps the row."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The kept rows of one language pair in one batch of a shard: a Parquet file that is written once."""
+
+    name: str
+    """Its name in the store, `UNIT.PAIR`."""
+    key: str
+    pair: str
+    """`en-sw`."""
+    rows: int
+    path: str
+    source: str
+    shard: str
+    rank: tuple[int, int, int]
+    """(source, shard, batch): of duplicates, the row of the lower rank is the earlier one."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name}.{self.key}"
+
+    def read(self, *columns: str) -> pa.Table:
+        """Some columns of the part, or all."""
+        return pq.read_table(self.path, columns=list(columns) or None)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the first step made of one batch of a shard: a part for each language pair, and the rejects so far."""
+
+    name: str
+    folder: str
+    read: Mapping[str, int]
+    """pair -> rows."""
+    dropped: Sequence[tuple[str, str, str, int]]
+    """(stage, pair, reason, rows)."""
+    parts: tuple[Part, ...]
+    problems: tuple[str, ...]
+    """What was lost or odd in the batch, a sentence each."""
+    rank: tuple[int, int, int]
+
+    @property
+    def rejects(self) -> Path:
+        """The file of the rows that the first step dropped."""
+        return Path(self.folder) / "rejects.parquet"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that one task works on."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+
+def by_pair(parts: Iterable[Part]) -> list[Group]:
+    """A group for each language pair, its parts in rank order."""
+    pairs: dict[str, list[Part]] = {}
+    for part in sorted(parts, key=lambda part: part.rank):
+        pairs.setdefault(part.pair, []).append(part)
+    return [Group(pair, tuple(members)) for pair, members in sorted(pairs.items())]
+
+
+def one_by_one(parts: Iterable[Part]) -> list[Group]:
+    """A group for each part. Parts of one pair follow each other, so that a worker can keep what belongs to the pair."""
+    return [Group(part.name, (part,)) for part in sorted(parts, key=lambda part: part.pair)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Values that a step derived of parts: which file holds those of which part.
+
+    A file is aligned to the rows of one part; or it holds what was decided about a group of parts, such as a pair's cut-off.
+    """
+
+    kind: str
+    """The folder of the store that the files lie in."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Identity of a part -> path."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Name of a group -> path, where a file is of a group."""
+    digests: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Path -> SHA-256 of the file, as far as it is known."""
+
+    def __contains__(self, part: Part) -> bool:
+        return part.identity in self.files
+
+    def file(self, part: Part) -> str:
+        return self.files[part.identity]
+
+    def of(self, parts: Iterable[Part]) -> Column:
+        """The column of some of its parts."""
+        files = {part.identity: self.files[part.identity] for part in parts if part.identity in self.files}
+        paths = set(files.values())
+        groups = {name: path for name, path in self.groups.items() if path in paths}
+        return Column(self.kind, files, groups, {path: self.digests[path] for path in paths if path in self.digests})
+
+    def digest(self, part: Part) -> str | None:
+        """SHA-256 of the part's file; None where the column has nothing of the part."""
+        path = self.files.get(part.identity)
+        if path is None:
+            return None
+        if path not in self.digests:
+            self.digests[path] = file_digest(path)
+        return self.digests[path]
+
+    def read(self, part: Part, *columns: str) -> pa.Table:
+        """Some columns of the part's file, or all."""
+        return pq.read_table(self.file(part), columns=list(columns) or None)
+
+    def array(self, part: Part, column: str) -> npt.NDArray[Any]:
+        """One column of the part's file, read-only; (rows,)."""
+        return np.asarray(self.read(part, column)[column].to_numpy(zero_copy_only=False))
+
+    def floats(self, part: Part, column: str) -> npt.NDArray[np.float32]:
+        """A column of numbers, NaN for null; (rows,)."""
+        return np.asarray(self.array(part, column), np.float32)
+
+    def kept(self, part: Part) -> npt.NDArray[np.bool_]:
+        """Which rows of the part have the verdict 0; (rows,)."""
+        return np.asarray(self.array(part, "verdict") == 0)
+
+    def marked(self, part: Part) -> npt.NDArray[np.bool_]:
+        """Which rows of the part are marked, in a column of candidates; (rows,)."""
+        return np.asarray(self.array(part, "candidate"), np.bool_)
+
+    def value(self, group: str) -> Any:
+        """What was decided about a group, from JSON."""
+        return json.loads(Path(self.groups[group]).read_text(encoding="utf-8"))
+
+
+def write_column(output: str, part: Part, columns: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:
+    """Writes the file of one part, a value for each of its rows.
+
+    Args:
+        columns: name -> values, (rows,).
+        notes: kept in the file's metadata.
+    """
+    table = pa.table(dict(columns), metadata=dict(notes) if notes else None)
+    if table.num_rows != part.rows:
+        raise RunError(
+            f"{part.name}: {table.num_rows} values for {part.rows} rows. This is a fault of the program: please report it. "
+            "--redo clean makes the part again."
+        )
+    with writing(output) as scratch:
+        write_table(table, scratch)
+
+
+def write_value(output: str, value: Any) -> None:
+    """Writes what was decided about a group, as JSON."""
+    with writing(output) as scratch:
+        scratch.write_text(json.dumps(value, ensure_ascii=False, sort_keys=True), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task is given: a group of parts, settings, and the columns that it depends on.
+
+    Attributes:
+        group: the parts.
+        settings: as `Run.derive` was given them.
+        own: what is said to this group alone (`each` of `Run.derive`).
+        columns: the columns named in `of`, for these parts.
+        outputs: where the results go: a file for each part, or one for the group.
+        hints: what helps and does not change the result.
+        threads: cores that the task may use.
+    """
+
+    group: Group
+    settings: Any
+    own: Any
+    columns: Mapping[str, Column]
+    outputs: tuple[str, ...]
+    hints: Mapping[str, Any]
+    threads: int = 1
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.group.parts
+
+    def write(self, part: Part, columns: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:
+        """Writes a part's values, (rows,) each."""
+        write_column(self.outputs[self.parts.index(part)], part, columns, notes)
+
+    def write_value(self, value: Any) -> None:
+        """Writes what was decided about the group, as JSON."""
+        write_value(self.outputs[0], value)
+
+
+def run_work(task: Callable[[Work], None], work: Work) -> dict[str, str]:
+    """Runs a task; returns the digests of the files that it wrote, so that nobody has to read them for that."""
+    task(work)
+    return {path: file_digest(path) for path in work.outputs}
+
+
+def pair_column(table: pa.Table) -> pa.ChunkedArray[Any]:
+    """The pair of every row, as in `en-sw`."""
+    return join(*(pc.fill_null(table[name], pa.scalar("?")) for name in ("src_lang", "tgt_lang")), separator="-")

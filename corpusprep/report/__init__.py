@@ -1,0 +1,1 @@
+"""What a run says: progress, accounts of rows, tables."""

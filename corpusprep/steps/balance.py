@@ -1,0 +1,257 @@
+"""Step 5: tokens are counted, a plan shares the budget out, and rows are chosen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from corpusprep.keys import file_digest
+from corpusprep.parts import VERDICTS, Column, Part, Work, by_pair, one_by_one
+from corpusprep.stages import balance, instruct
+from corpusprep.stages.balance import BalanceSettings, PairCount
+
+if TYPE_CHECKING:
+    from corpusprep.derive import Run
+
+Counts = dict[str, PairCount]
+"""pair -> rows and tokens that may be selected."""
+
+_MARGIN = 1.15  # by which the first candidates exceed a pair's target, and by how much more they do each time
+_WIDER = 1.5
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def count_tokens(run: Run, parts: Sequence[Part], passed: Column, scores: Column) -> tuple[Column, Counts]:
+    """The column of verdicts and tokens, and what is at hand of each pair.
+
+    With a tokenizer and far more text than the budget wants, only candidates are counted exactly: the rows that a
+    selection by estimates takes with a margin, or with a wider one where the estimate proves to be off.
+    """
+    settings = run.recipe.balance
+    if settings.tokenizer is None or settings.budget is None or not settings.enabled:
+        tokens = count(run, "tokens", settings, parts, passed)
+        return tokens, at_hand(run, parts, tokens)
+    estimates = estimate(run, parts, passed)
+    estimated = at_hand(run, parts, estimates)
+    ratios = dict.fromkeys(estimated, 1.0)  # exact tokens by estimated ones
+    limits: dict[str, int] = {}
+    margin = _MARGIN
+    while True:
+        counts = {p: PairCount(c.rows, int(c.tokens * ratios[p])) for p, c in estimated.items()}
+        targets = balance.plan(counts, settings).targets
+        for pair, whole in estimated.items():
+            limit = int(targets[pair] / ratios[pair] * margin) + 1
+            limits[pair] = min(whole.tokens, max(limit, limits.get(pair, 0)))
+        candidates = choose_candidates(run, "candidates", settings.select, parts, estimates, scores, limits)
+        tokens = count(run, "tokens", settings, parts, passed, {"candidates": candidates})
+        exact = at_hand(run, parts, tokens)
+        complete = {pair for pair, limit in limits.items() if limit >= estimated[pair].tokens}
+        for pair in estimated:
+            if exact[pair].tokens:
+                share = estimated[pair].tokens if pair in complete else limits[pair]
+                ratios[pair] = exact[pair].tokens / share
+        counts = {
+            pair: exact[pair] if pair in complete else PairCount(c.rows, int(c.tokens * ratios[pair]))
+            for pair, c in estimated.items()
+        }
+        targets = balance.plan(counts, settings).targets
+        if all(pair in complete or exact[pair].tokens >= targets[pair] for pair in estimated):
+            return tokens, counts
+        margin *= _WIDER
+
+
+def estimate(run: Run, parts: Sequence[Part], verdicts: Column) -> Column:
+    """The column of verdicts and estimated tokens, which needs no tokenizer."""
+    settings = run.recipe.balance.model_copy(update={"tokenizer": None})
+    return count(run, "estimate", settings, parts, verdicts)
+
+
+def count(
+    run: Run,
+    kind: str,
+    settings: BalanceSettings,
+    parts: Sequence[Part],
+    verdicts: Column,
+    marks: Mapping[str, Column] | None = None,
+) -> Column:
+    """Refuses rows with template tokens, and counts the tokens of the others.
+
+    Args:
+        kind: `tokens` or `estimate`.
+        verdicts: so far.
+        marks: `candidates`, rows to be counted, and `wanted`, rows that were scored; all rows where they are not given.
+    """
+    recipe = run.recipe
+    instructing = recipe.instruct.without("validation", "shard_rows", "container")
+    return run.derive(
+        kind, "estimate tokens" if kind == "estimate" else "count tokens", count_part, one_by_one(parts),
+        (settings.message_overhead, instructing, recipe.seed), of={"verdicts": verdicts, **(marks or {})},
+        depends=tokenizer_digest(settings), hints={"tokenizer": settings.tokenizer},
+    )  # fmt: skip
+
+
+def count_part(work: Work) -> None:
+    """Writes `verdict` (uint8, see `VERDICTS`) and `tokens` (int32: of the examples of one copy of a row; 0 for rows that are
+    dropped or no candidates)."""
+    overhead, settings, seed = work.settings
+    (part,) = work.parts
+    table = part.read()
+    verdict = work.columns["verdicts"].array(part, "verdict").astype(np.uint8)
+    tokens = np.zeros(part.rows, np.int32)
+    alive = np.flatnonzero(verdict == 0)
+    rows = table.take(alive)
+    if alive.size:
+        refused = instruct.screen(rows, settings)
+        verdict[alive] = np.where(refused, refused + VERDICTS.index("quality.score"), 0)
+        alive, rows = alive[refused == 0], rows.filter(pa.array(refused == 0))
+    if "wanted" in work.columns:
+        scored = work.columns["wanted"].marked(part)[alive]
+        verdict[alive[~scored]] = VERDICTS.index("quality.not_needed")
+        alive, rows = alive[scored], rows.filter(pa.array(scored))
+    if "candidates" in work.columns:
+        chosen = work.columns["candidates"].marked(part)[alive]
+        alive, rows = alive[chosen], rows.filter(pa.array(chosen))
+    if alive.size:
+        tokens[alive] = token_counter(work.hints["tokenizer"], overhead).count_rows(rows, settings, seed)
+    work.write(part, {"verdict": verdict, "tokens": tokens})
+
+
+@functools.lru_cache(maxsize=1)
+def token_counter(tokenizer: str | None, message_overhead: int) -> balance.TokenCounter:
+    """The counter of tokens, kept from one task to the next."""
+    return balance.TokenCounter(BalanceSettings(tokenizer=tokenizer, message_overhead=message_overhead))
+
+
+def tokenizer_digest(settings: BalanceSettings) -> str | None:
+    """A digest of the tokenizer's file; None without one."""
+    file = balance.tokenizer_file(settings.tokenizer) if settings.tokenizer is not None else None
+    return file_digest(file) if file is not None else None
+
+
+def at_hand(run: Run, parts: Sequence[Part], tokens: Column) -> Counts:
+    """Rows and tokens of each pair that may be selected."""
+    sums = run.derive("sums", "", add_up, by_pair(parts), None, of={"tokens": tokens}, whole=True)
+    return {pair: PairCount(*sums.value(pair)) for pair in sums.groups}
+
+
+def add_up(work: Work) -> None:
+    """Adds up the rows and tokens of a pair that may be selected."""
+    rows = total = 0
+    for part in work.parts:
+        counts = work.columns["tokens"].array(part, "tokens")
+        found = counts[work.columns["tokens"].kept(part)]
+        rows += int((found > 0).sum())
+        total += int(found.sum(dtype=np.int64))
+    work.write_value([rows, total])
+
+
+# --------------------------------------------------------------------------------------------------------------- choose
+
+
+def choose_candidates(
+    run: Run,
+    kind: str,
+    select: Literal["hash", "score"],
+    parts: Sequence[Part],
+    estimates: Column,
+    scores: Column,
+    limits: Mapping[str, int],
+    before: Column | None = None,
+) -> Column:
+    """The column of marks of the rows that a selection up to the pairs' limits takes.
+
+    Args:
+        kind: `candidates`, rows to be counted exactly, or `wanted`, rows to be scored.
+        select: the order in which rows are taken.
+        limits: pair -> estimated tokens.
+        before: rows that are marked already, and stay so.
+    """
+    settings = BalanceSettings(select=select)
+    of = {"tokens": estimates} | ({"before": before} if before is not None else {}) | _ordering(settings, scores)
+    title = "choose what to count" if kind == "candidates" else "choose what to score"
+    return run.derive(
+        kind, title, mark_candidates, by_pair(parts), (settings, run.recipe.seed), of=of, each=lambda pair: limits[pair.name]
+    )  # fmt: skip
+
+
+def mark_candidates(work: Work) -> None:
+    """Writes `candidate` (Boolean): whether a selection up to the limit takes the row."""
+    before = work.columns.get("before")
+    for part, eligible, copies in _select(work):
+        marks = before.marked(part).copy() if before is not None else np.zeros(part.rows, np.bool_)
+        marks[eligible] |= copies > 0
+        work.write(part, {"candidate": marks})
+
+
+def choose(
+    run: Run, parts: Sequence[Part], tokens: Column, counts: Counts, scores: Column
+) -> tuple[balance.Plan | None, Column]:
+    """The plan, and the column of final verdicts and copies."""
+    settings = run.recipe.balance
+    plan = balance.plan(counts, settings) if settings.enabled else None
+    targets = plan.targets if plan is not None and plan.budget is not None else {}
+    selecting = BalanceSettings(select=settings.select, epochs=settings.epochs)
+    outcome = run.derive(
+        "balance", "balance", choose_rows, by_pair(parts), (selecting, run.recipe.seed),
+        of={"tokens": tokens} | _ordering(settings, scores), each=lambda pair: targets.get(pair.name),
+    )  # fmt: skip
+    return plan, outcome
+
+
+def choose_rows(work: Work) -> None:
+    """Selects the rows of a pair that fill its target; writes `verdict` (uint8) and `copies` (int32)."""
+    for part, eligible, copies in _select(work):
+        verdict = work.columns["tokens"].array(part, "verdict").copy()
+        spread = np.zeros(part.rows, np.int32)
+        spread[eligible] = copies
+        verdict[(verdict == 0) & (spread == 0)] = VERDICTS.index("balance.quota")
+        work.write(part, {"verdict": verdict, "copies": spread})
+
+
+def _ordering(settings: BalanceSettings, scores: Column) -> dict[str, Column]:
+    """The scores, where rows are selected by them."""
+    return {"scores": scores} if settings.select == "score" and scores.files else {}
+
+
+def _select(work: Work) -> list[tuple[Part, npt.NDArray[np.bool_], npt.NDArray[np.int32]]]:
+    """Selects among a pair's rows that are kept so far and have tokens, up to the target that is the group's own; all of them
+    where there is none.
+
+    Returns:
+        For each part the rows that may be selected, (rows,), and how often each of these goes into the mix.
+    """
+    settings, seed = work.settings
+    pair, target = work.group.name, work.own
+    columns: dict[str, list[npt.NDArray[Any]]] = {"key": [], "tokens": [], "quality": []}
+    eligible = []
+    tokens, scores = work.columns["tokens"], work.columns.get("scores")
+    for part in work.parts:
+        counts = tokens.array(part, "tokens")
+        mask = tokens.kept(part) & (counts > 0)
+        eligible.append(mask)
+        columns["key"].append(part.read("key")["key"].to_numpy()[mask])
+        columns["tokens"].append(counts[mask])
+        nothing = np.full(part.rows, np.nan, np.float32)
+        columns["quality"].append((scores.floats(part, "quality") if scores is not None else nothing)[mask])
+    joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    total = len(joined["key"])
+    copies = np.ones(total, np.int32)
+    if target is not None and total:
+        plan = balance.Plan(target, {pair: target}, {}, {}, {}, 0)
+        rows = pa.table(
+            {
+                "pair": pa.repeat(pa.scalar(pair), total),
+                "key": joined["key"],
+                "tokens": joined["tokens"],
+                "quality": pa.array(joined["quality"], from_pandas=True),
+            }
+        )
+        copies = balance.select(rows, plan, settings, seed)
+    apart = np.split(copies, np.cumsum([int(mask.sum()) for mask in eligible])[:-1])
+    return list(zip(work.parts, eligible, apart, strict=True))

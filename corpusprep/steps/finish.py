@@ -1,0 +1,582 @@
+"""Step 6: kept rows become the examples of the mix, dropped rows the rejects; card and manifest say what was done.
+
+All of it is made in a folder of the store, `parts/output/run.KEY`, and put in its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from corpusprep.arrow import combine, count_values, shaped
+from corpusprep.keys import code_digest, digest, file_digest, versions
+from corpusprep.parts import VERDICTS, Column, Part, Unit, Work, by_pair, pair_column
+from corpusprep.stages import balance, instruct
+from corpusprep.steps.balance import token_counter, tokenizer_digest
+from corpusprep.steps.quality import cutoffs_by_pair
+from corpusprep.store import ready, remove, write_table, writing
+
+if TYPE_CHECKING:
+    from corpusprep.derive import Run, RunResult
+    from corpusprep.recipe import Recipe
+    from corpusprep.sources import Shard, Source
+
+T = TypeVar("T")
+
+_VALIDATION = -1  # the number of the file of the validation split
+
+
+@dataclass(frozen=True)
+class Decided:
+    """All that the steps before decided about the rows of a run.
+
+    Attributes:
+        sources: the recipe's sources and their shards.
+        units: what the first step made.
+        duplicates: verdicts on duplicates, with the rows that are kept instead.
+        tokens: tokens of each row.
+        scores: scores; empty without a scorer.
+        cutoffs: the score of each pair below which rows went.
+        outcome: what becomes of each row.
+        plan: quotas; None without a budget.
+    """
+
+    sources: list[tuple[Source, list[Shard]]]
+    units: Sequence[Unit]
+    duplicates: Column
+    tokens: Column
+    scores: Column
+    cutoffs: Column
+    outcome: Column
+    plan: balance.Plan | None
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for unit in self.units for part in unit.parts]
+
+
+def finish(run: Run, decided: Decided) -> RunResult:
+    """Writes mix, rejects and manifest, or finds them as an earlier run wrote them."""
+    result = run.result
+    key = _output_key(run, decided)
+    selection = _selected(run, decided)
+    manifest = _finished(run, key)
+    staging = run.store.path("output", "run", key)
+    if manifest is None:
+        manifest = _make_output(run, key, staging, decided, selection)
+    else:
+        run.reuse("output", 1)
+    result.accounts.dropped.clear()
+    for stage, pair, reason, count in manifest["counts"]["dropped"]:
+        result.accounts.dropped[stage, pair, reason] = count
+    result.manifest = manifest
+    run.store.prune()
+    remove(staging)
+    return result
+
+
+def _output_key(run: Run, decided: Decided) -> str:
+    """A digest of all that mix, rejects and manifest depend on."""
+    recipe = run.recipe
+    columns = [
+        decided.outcome,
+        decided.tokens,
+        decided.scores,
+        *([decided.duplicates] if recipe.dedup.clusters else []),
+    ]
+    states = [(part.identity, [column.digest(part) for column in columns]) for part in decided.parts]
+    return digest(
+        code_digest(render, type(run.result.accounts)), versions(), recipe, tokenizer_digest(recipe.balance),
+        [Path(unit.folder).name for unit in decided.units], states, cutoffs_by_pair(decided.cutoffs),
+    )  # fmt: skip
+
+
+def _finished(run: Run, key: str) -> dict[str, Any] | None:
+    """The manifest of an earlier run with the same key, if all its files are there still."""
+    path = run.out / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["key"] != key:
+            return None
+        whole = all((run.out / f["path"]).stat().st_size == f["bytes"] for f in manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if whole else None
+
+
+def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection: Selection) -> dict[str, Any]:
+    rendered = _render_all(run, staging, decided, selection)
+    accounts = run.result.accounts
+    pieces: dict[int, list[tuple[str, int]]] = {}  # file of the mix -> row groups
+    pairs: dict[str, list[int]] = {}  # pair -> rows, examples
+    for piece in rendered:
+        accounts.add({}, piece.dropped)
+        for file, group in piece.groups:
+            assert piece.examples is not None
+            pieces.setdefault(file, []).append((piece.examples, group))
+        for pair, rows, examples in piece.kept:
+            entry = pairs.setdefault(pair, [0, 0])
+            entry[0], entry[1] = entry[0] + rows, entry[1] + examples
+    accounts.check(sum(rows for rows, _ in pairs.values()), sum(piece.rejects for piece in rendered))
+    made = _gather_all(run, staging, pieces)
+    (staging / "rejects").mkdir(parents=True, exist_ok=True)
+    if not any((staging / "rejects").glob("*.parquet")):
+        write_table(REJECT_COLUMNS.empty_table(), staging / "rejects" / "none.parquet")
+    facts = _facts(pairs, made)
+    (staging / "mix" / "README.md").write_text(_card(run.recipe, facts, _VALIDATION in pieces), encoding="utf-8")
+    manifest = _manifest(run, key, staging, made, facts, decided)
+    (run.out / "manifest.json").unlink(missing_ok=True)
+    for name in ("mix", "rejects"):
+        remove(run.out / name)
+        os.replace(staging / name, run.out / name)
+    scratch = run.store.scratch()
+    scratch.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(scratch, run.out / "manifest.json")
+    return manifest
+
+
+# -------------------------------------------------------------------------------------------------------- what is taken
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How much goes into the mix: copies of rows, and the validation hash up to which rows are the validation split."""
+
+    copies: int
+    validation: int | None
+
+
+def _selected(run: Run, decided: Decided) -> Selection:
+    settings = run.recipe.instruct
+    taken = run.derive(
+        "taken", "", summarise, by_pair(decided.parts), (settings.validation, run.recipe.seed),
+        of={"outcome": decided.outcome}, whole=True,
+    )  # fmt: skip
+    values = [taken.value(pair) for pair in taken.groups]
+    hashes = sorted(value for each in values for value in each["validation"])[: settings.validation]
+    return Selection(sum(each["copies"] for each in values), hashes[-1] if hashes else None)
+
+
+def summarise(work: Work) -> None:
+    """Counts the copies of a pair's rows, and finds the lowest of its validation hashes."""
+    count, seed = work.settings
+    outcome = work.columns["outcome"]
+    copies = 0
+    lowest = np.empty(0, np.uint64)
+    for part in work.parts:
+        copies += int(outcome.array(part, "copies").sum(dtype=np.int64))
+        if count:
+            keys = part.read("key")["key"].to_numpy()[outcome.kept(part)]
+            lowest = np.concatenate([lowest, validation_hashes(keys, seed)])
+            if lowest.size > count:
+                lowest = np.partition(lowest, count - 1)[:count]
+    work.write_value({"copies": copies, "validation": sorted(lowest.tolist())})
+
+
+def validation_hashes(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """The order in which rows are taken for validation, by their keys; see `instruct.validation_mask`."""
+    return combine(keys, seed + instruct.VALIDATION_SALT)
+
+
+# --------------------------------------------------------------------------------------------------------------- render
+
+
+@dataclass(frozen=True)
+class RenderTask:
+    """One unit: its kept rows become examples, its dropped rows a file of rejects."""
+
+    unit: Unit
+    columns: Mapping[str, Column]
+    """`outcome`, `duplicates`, `tokens` and `scores` of the unit's parts."""
+    files: int
+    """Number of files of the mix."""
+    validation: int | None
+    """Rows whose validation hash is not above this are the validation split."""
+    examples: str
+    rejects: str
+    done: str
+    """The file that says so."""
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return self.unit.name
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came of a unit."""
+
+    name: str
+    examples: str | None
+    groups: Sequence[tuple[int, int]]
+    """File of the mix (-1: validation) -> row group in `examples`."""
+    rejects: int
+    rejects_path: str | None
+    dropped: Sequence[tuple[str, str, str, int]]
+    """(stage, pair, reason, rows) of the drops that follow the first step."""
+    kept: Sequence[tuple[str, int, int]]
+    """(pair, rows, examples)"""
+
+
+_REJECT_FIELDS: list[tuple[str, pa.DataType]] = [
+        ("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()),
+        ("src_lang", pa.string()), ("tgt_lang", pa.string()), ("src", pa.string()), ("tgt", pa.string()),
+        ("stage", pa.string()), ("reason", pa.string()),
+        ("src_lid", pa.string()), ("src_lid_prob", pa.float32()), ("tgt_lid", pa.string()), ("tgt_lid_prob", pa.float32()),
+        ("fingerprint", pa.uint64()), ("quality", pa.float32()), ("tokens", pa.int32()), ("score", pa.float32()),
+        ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
+]  # fmt: skip
+REJECT_COLUMNS = pa.schema(_REJECT_FIELDS)
+_WITHOUT_TEXT = {"judged": ("dedup.exact", "quality.not_needed", "balance.quota"), "all": (), "none": None}
+
+
+def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection) -> list[Rendered]:
+    """Renders all units, in their order; those that an interrupted run rendered are found."""
+    settings = run.recipe.instruct
+    examples = selection.copies * (1 if settings.directions in ("forward", "backward") else 2)
+    files = max(1, -(-examples // settings.shard_rows))
+    columns = {
+        "outcome": decided.outcome, "duplicates": decided.duplicates, "tokens": decided.tokens, "scores": decided.scores
+    }  # fmt: skip
+    tasks = [
+        RenderTask(
+            unit, {name: column.of(unit.parts) for name, column in columns.items()}, files, selection.validation,
+            str(staging / "examples" / f"{unit.name}.parquet"), str(staging / "rejects" / f"{unit.name}.parquet"),
+            str(staging / "done" / f"{unit.name}.json"), run.recipe,
+        )
+        for unit in decided.units
+    ]  # fmt: skip
+    return _staged(
+        run,
+        "render",
+        "write examples and rejects",
+        render,
+        tasks,
+        _recall_rendered,
+        lambda t: sum(t.unit.read.values()),
+    )
+
+
+def _recall_rendered(task: RenderTask) -> Rendered | None:
+    """The result of a unit that is done, if its files are there."""
+    found = _recall(task.done, Rendered)
+    if found is None or not all(ready(path) for path in (found.examples, found.rejects_path) if path is not None):
+        return None
+    return found
+
+
+def render(task: RenderTask) -> Rendered:
+    """Writes a unit's examples, sorted into row groups by their file of the mix, and its rejects."""
+    first = pq.read_table(task.unit.rejects)
+    if "stage" in first.column_names:
+        first = first.drop_columns(["stage"])
+    rejects = [shaped(first, REJECT_COLUMNS)]
+    dropped: Counter[tuple[str, str, str]] = Counter()
+    rendered = []
+    kept: list[tuple[str, int, int]] = []
+    for part in task.unit.parts:
+        table, verdict = _judged(part, task.columns)
+        lost = _lost(part, table, verdict, task)
+        for reason, count in count_values(lost["reason"]).items():
+            dropped[reason.partition(".")[0], part.pair, reason] += count
+        rejects.append(shaped(lost, REJECT_COLUMNS))
+        chosen = table.filter(pa.array(verdict == 0))
+        if chosen.num_rows:
+            examples = _examples(chosen, task)
+            rendered += examples
+            kept.append((part.pair, chosen.num_rows, sum(each.num_rows for each in examples)))
+    groups = _write_examples(rendered, task.examples) if rendered else []
+    count = _write_rejects(rejects, task)
+    result = Rendered(
+        task.unit.name, task.examples if rendered else None, groups, count, task.rejects if count else None,
+        [(*names, n) for names, n in sorted(dropped.items())], sorted(kept),
+    )  # fmt: skip
+    _remember(result, task.done)
+    return result
+
+
+def _judged(part: Part, columns: Mapping[str, Column]) -> tuple[pa.Table, npt.NDArray[np.uint8]]:
+    """A part's rows with all that was derived of them, and their final verdicts."""
+    table, scores = part.read(), columns["scores"]
+    fate = columns["outcome"].read(part)
+    if part in scores:
+        table = table.append_column("quality", scores.read(part, "quality")["quality"])
+    counts = columns["tokens"].array(part, "tokens")
+    table = table.append_column("tokens", pa.array(counts, pa.int32(), mask=counts == 0))
+    return table.append_column("copies", fate["copies"]), fate["verdict"].to_numpy()
+
+
+def _lost(part: Part, table: pa.Table, verdict: npt.NDArray[np.uint8], task: RenderTask) -> pa.Table:
+    """The rows that go, with their reasons."""
+    mask = pa.array(verdict != 0)
+    lost = table.filter(mask)
+    names = pa.array(VERDICTS, pa.string()).take(pa.array(verdict[verdict != 0].astype(np.int64)))
+    lost = lost.append_column("reason", names)
+    if task.recipe.dedup.clusters:
+        keepers = task.columns["duplicates"].read(part).drop_columns(["verdict"]).filter(mask)
+        duplicate = pc.starts_with(names, "dedup.")
+        for name in keepers.column_names:
+            column = keepers[name].combine_chunks()
+            lost = lost.append_column(name, pc.if_else(duplicate, column, pa.scalar(None, column.type)))
+    return lost
+
+
+def _examples(rows: pa.Table, task: RenderTask) -> list[pa.Table]:
+    """The examples of a part's kept rows, with the number of their file of the mix as `_file`."""
+    recipe = task.recipe
+    held = np.zeros(rows.num_rows, np.bool_)
+    if task.validation is not None:
+        held = validation_hashes(rows["key"].to_numpy(), recipe.seed) <= np.uint64(task.validation)
+    found = []
+    for validation, mask in ((False, ~held), (True, held)):
+        chosen = rows.filter(pa.array(mask))
+        if not chosen.num_rows:
+            continue
+        if validation:  # such a row is there once, whatever the epochs
+            once = pa.array(np.ones(chosen.num_rows, np.int32))
+            chosen = chosen.set_column(chosen.column_names.index("copies"), "copies", once)
+        examples = instruct.render(chosen, recipe.instruct, recipe.seed)
+        keys = examples["key"].to_numpy()
+        files = np.full(examples.num_rows, _VALIDATION) if validation else file_of(keys, task.files)
+        found.append(examples.append_column("_file", pa.array(files)))
+    return found
+
+
+def file_of(keys: npt.NDArray[np.uint64], files: int) -> npt.NDArray[np.int64]:
+    """The file of the mix that a key falls into: equal ranges of the keys, in order, up to 2^32 files."""
+    return ((keys >> np.uint64(32)) * np.uint64(files) >> np.uint64(32)).astype(np.int64)
+
+
+def _write_examples(rendered: Sequence[pa.Table], path: str) -> list[tuple[int, int]]:
+    """Writes examples, a row group for each file of the mix; returns (file, row group)."""
+    examples = pa.concat_tables(rendered, promote_options="default")
+    files = examples["_file"].to_numpy()
+    order = np.argsort(files, kind="stable")
+    examples = examples.take(order).drop_columns(["_file"])
+    values, starts = np.unique(files[order], return_index=True)
+    ends = np.append(starts[1:], examples.num_rows)
+    with writing(path) as scratch, pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer:
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            writer.write_table(examples.slice(start, end - start), row_group_size=end - start)
+    return [(int(value), group) for group, value in enumerate(values)]
+
+
+def _write_rejects(tables: list[pa.Table], task: RenderTask) -> int:
+    table = pa.concat_tables(tables)
+    table = table.take(pc.sort_indices(table, [("row", "ascending")]))
+    stage = pc.replace_substring_regex(table["reason"], pattern=r"\..*", replacement="")
+    table = table.set_column(REJECT_COLUMNS.get_field_index("stage"), "stage", stage)
+    silent = _WITHOUT_TEXT[task.recipe.rejects.text]
+    if silent is None or silent:
+        hide: Any = True if silent is None else pc.is_in(table["reason"], value_set=pa.array(silent))
+        for name in ("src", "tgt"):
+            column = pc.if_else(hide, pa.scalar(None, pa.string()), table[name])
+            if isinstance(column, pa.Scalar):
+                column = pa.nulls(table.num_rows, pa.string())
+            table = table.set_column(table.column_names.index(name), name, column)
+    if not task.recipe.dedup.clusters:
+        table = table.drop_columns(["keeper_source", "keeper_shard", "keeper_row"])
+    if table.num_rows:
+        with writing(task.rejects) as scratch:
+            write_table(table, scratch)
+    return table.num_rows
+
+
+# ------------------------------------------------------------------------------------------------------ files of the mix
+
+
+@dataclass(frozen=True)
+class MixTask:
+    """One file of the mix: the row groups that fall into it."""
+
+    name: str
+    pieces: tuple[tuple[str, int], ...]
+    output: str
+    done: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class MixFile:
+    """A file of the mix: its examples, and their tokens by pair."""
+
+    name: str
+    rows: int
+    tokens: Mapping[str, int]
+
+
+def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str, int]]]) -> list[MixFile]:
+    """Writes the files of the mix, and returns them by name; one without rows where nothing is kept."""
+    suffix = run.recipe.instruct.container
+    present = sorted(file for file in pieces if file != _VALIDATION)
+    names = {file: f"mix/train-{n:05d}-of-{len(present):05d}.{suffix}" for n, file in enumerate(present)}
+    if _VALIDATION in pieces:
+        names[_VALIDATION] = f"mix/validation/validation-00000-of-00001.{suffix}"
+    tasks = [
+        MixTask(name, tuple(pieces[file]), str(staging / name), str(staging / "done" / f"{name}.json"), run.recipe)
+        for file, name in names.items()
+    ]
+    made = _staged(run, "mix", "shuffle the mix", gather, tasks, _recall_mix, lambda _: 1)
+    made.sort(key=lambda file: file.name)
+    if not present:
+        settings, path = run.recipe.instruct, staging / f"mix/train-00000-of-00001.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nothing = pa.table({name: pa.array([], pa.string()) for name in ("src", "tgt", "src_lang", "tgt_lang")})
+        instruct.write(instruct.instruct(nothing, settings, run.recipe.seed).kept, path, settings.container)
+        made.insert(0, MixFile(f"mix/{path.name}", 0, {}))
+    return made
+
+
+def _recall_mix(task: MixTask) -> MixFile | None:
+    """The result of a file that is done, if it is there."""
+    return _recall(task.done, MixFile) if ready(task.output) else None
+
+
+def gather(task: MixTask) -> MixFile:
+    """Sorts the examples of one file by their key, brings them into the format asked for and writes them."""
+    groups = [pq.ParquetFile(path).read_row_group(group) for path, group in task.pieces]
+    table = pa.concat_tables(groups, promote_options="default")
+    order = pc.sort_indices(
+        table, [(name, "ascending") for name in ("key", "source", "shard", "row", "direction", "copy")]
+    )
+    table = table.take(order)
+    settings, counting = task.recipe.instruct, task.recipe.balance
+    counter = token_counter(counting.tokenizer, counting.message_overhead)
+    counts = pa.array(counter.count_examples(table, settings), pa.int64())
+    sums: Any = pa.table({"pair": pair_column(table), "tokens": counts}).group_by("pair").aggregate([("tokens", "sum")])
+    tokens: dict[str, int] = dict(sorted(zip(sums["pair"].to_pylist(), sums["tokens_sum"].to_pylist(), strict=True)))
+    with writing(task.output) as scratch:
+        instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
+    result = MixFile(task.name, table.num_rows, tokens)
+    _remember(result, task.done)
+    return result
+
+
+# ---------------------------------------------------------------------------------- results of tasks that are done
+
+
+def _staged(
+    run: Run,
+    kind: str,
+    title: str,
+    function: Callable[[Any], T],
+    tasks: Sequence[Any],
+    recall: Callable[[Any], T | None],
+    rows: Callable[[Any], int],
+) -> list[T]:
+    """Results of tasks, in their order: of those that an interrupted run did, from their files."""
+    earlier = [recall(task) for task in tasks]
+    todo = [task for task, result in zip(tasks, earlier, strict=True) if result is None]
+    run.reuse(kind, len(tasks) - len(todo))
+    made = {
+        result.name: result for result in run.map(title, function, [(task, rows(task)) for task in todo], made=kind)
+    }
+    return [result or made[task.name] for task, result in zip(tasks, earlier, strict=True)]
+
+
+def _remember(result: Rendered | MixFile, marker: str) -> None:
+    """Writes a task's result beside its files, last: an interrupted run finds there what is done."""
+    with writing(marker) as scratch:
+        scratch.write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+
+def _recall(marker: str, kind: type[T]) -> T | None:
+    try:
+        return kind(**json.loads(Path(marker).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# -------------------------------------------------------------------------------------------------- card and manifest
+
+
+def _facts(pairs: Mapping[str, Sequence[int]], made: Sequence[MixFile]) -> dict[str, Any]:
+    """What the mix holds."""
+    tokens: Counter[str] = Counter()
+    for file in made:
+        tokens.update(file.tokens)
+    return {
+        "pairs": {
+            pair: {"rows": rows, "examples": count, "tokens": tokens[pair]}
+            for pair, (rows, count) in sorted(pairs.items())
+        },
+        "examples": sum(file.rows for file in made),
+        "validation": sum(file.rows for file in made if "/validation/" in file.name),
+        "tokens": sum(tokens.values()),
+    }
+
+
+def _card(recipe: Recipe, facts: dict[str, Any], validation: bool) -> str:
+    suffix = recipe.instruct.container
+    splits = {"train": f"train-*.{suffix}"} | ({"validation": f"validation/*.{suffix}"} if validation else {})
+    examples = {"train": facts["examples"] - facts["validation"], "validation": facts["validation"]}
+    return instruct.card(
+        instruct.CardFacts(
+            name=recipe.name,
+            pairs={p: instruct.PairFacts(n["rows"], n["examples"], n["tokens"]) for p, n in facts["pairs"].items()},
+            files={split: [pattern] for split, pattern in splits.items()},
+            examples={split: examples[split] for split in splits},
+            format=recipe.instruct.format,
+            container=suffix,
+            sources=[f"{source.label}: {source.format}" for source in recipe.source],
+            tokenizer=recipe.balance.tokenizer,
+            budget=recipe.balance.budget,
+            seed=recipe.seed,
+        )
+    )
+
+
+def _manifest(
+    run: Run, key: str, staging: Path, made: Sequence[MixFile], facts: dict[str, Any], decided: Decided
+) -> dict[str, Any]:
+    accounts, recipe = run.result.accounts, run.recipe
+    rows = {file.name: file.rows for file in made}
+    files = [
+        {"path": str(path.relative_to(staging)), "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        | ({"rows": rows[str(path.relative_to(staging))]} if str(path.relative_to(staging)) in rows else {})
+        for name in ("mix", "rejects")
+        for path in sorted((staging / name).rglob("*"))
+        if path.is_file()
+    ]
+    return {
+        "name": recipe.name,
+        "key": key,
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions() | {"python": platform.python_version()},
+        "inputs": [
+            {"source": shard.source, "shard": shard.shard, "pair": "-".join(shard.pair) if shard.pair else None,
+             "files": list(shard.files), "identity": source.identity(shard)}
+            for source, shards in decided.sources for shard in shards
+        ],
+        "counts": {
+            "read": sum(accounts.read.values()),
+            "kept": accounts.kept(),
+            "by_stage": accounts.by_stage(),
+            "by_pair": accounts.by_pair(),
+            "dropped": [[*names, count] for names, count in sorted(accounts.dropped.items())],
+        },
+        "mix": facts,
+        "tokens": {
+            "counted": "estimate from bytes" if recipe.balance.tokenizer is None else recipe.balance.tokenizer,
+            "budget": recipe.balance.budget,
+            "reached": facts["tokens"],
+            "plan": decided.plan.to_dict() if decided.plan is not None else None,
+        },
+        "quality": {"cutoffs": cutoffs_by_pair(decided.cutoffs), "scores": run.result.scored},
+        "verified": run.result.verified,
+        "notes": run.result.notes,
+        "files": files,
+    }  # fmt: skip

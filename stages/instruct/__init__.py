@@ -1,0 +1,226 @@
+"""Stage `instruct`: renders rows as instruction examples, in the directions and the format asked, and shuffles them.
+
+Only rows whose text cannot be taken for the control tokens of a chat template are let through, whatever ran before.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from corpusprep import codes
+from corpusprep.arrow import U64, combine
+from corpusprep.errors import SettingsError
+from corpusprep.stage import Outcome, StageSettings, split
+from corpusprep.stages.instruct import formats as _format
+from corpusprep.stages.instruct import templates as _templates
+from corpusprep.stages.instruct import text as _text
+from corpusprep.stages.instruct import tokens as _tokens
+from corpusprep.stages.instruct.dataset_card import CardFacts, PairFacts, card
+from corpusprep.stages.instruct.examples import VALIDATION_SALT, Direction, Examples, keys_of_rows
+from corpusprep.stages.instruct.templates import DEFAULT_TEMPLATES
+from corpusprep.stages.instruct.tokens import special_tokens
+
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "REASONS",
+    "VALIDATION_SALT",
+    "CardFacts",
+    "InstructSettings",
+    "PairFacts",
+    "card",
+    "format_examples",
+    "instruct",
+    "invert",
+    "render",
+    "screen",
+    "special_tokens",
+    "validation_mask",
+    "write",
+]
+
+REASONS = ("instruct.template_tokens", "instruct.empty")
+
+
+class InstructSettings(StageSettings):
+    """Settings of the stage `instruct`."""
+
+    format: Literal["messages", "prompt_completion", "alpaca", "sharegpt"] = "messages"
+    """Fields of an example: `messages` (turns of `role` and `content`), `prompt_completion` (`prompt`, `completion`),
+    `alpaca` (`instruction`, `input`, `output`) or `sharegpt` (`conversations` of `from` and `value`)."""
+
+    directions: Direction | dict[str, Direction] = "both"
+    """Directions that a row is used in: `both`, `forward` (from src to tgt: out of English) or `backward`. Or a table
+    by pair, where a pair's `forward` is the order it is written in, and the key `default` stands for all others."""
+
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_TEMPLATES
+    """Prompts, one of which is chosen by a seeded hash of the row. Each holds `{text}` once, `{target_language}`, and
+    `{source_language}` if wanted."""
+
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System prompt of every example; it may hold `{source_language}` and `{target_language}`."""
+
+    validation: Annotated[int, Field(ge=0)] = 0
+    """Rows split off for validation, with all their examples, by seeded hash."""
+
+    container: Literal["parquet", "jsonl"] = "parquet"
+    """File format of the mix."""
+
+    shard_rows: Annotated[int, Field(ge=1)] = 250_000
+    """Examples in one file of the mix."""
+
+    forbidden: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Further text that no row may hold, as the special tokens of a tokenizer (see `special_tokens`). The tokens of
+    published chat templates are always refused."""
+
+    carry: tuple[str, ...] = ("quality",)
+    """Further columns of the rows that the examples carry, where they are there."""
+
+    @field_validator("directions")
+    @classmethod
+    def _known_pairs(cls, value: str | dict[str, Direction]) -> str | dict[str, Direction]:
+        if isinstance(value, dict):
+            for pair in value:
+                if pair != "default":
+                    try:
+                        codes.parse_pair(pair)
+                    except SettingsError as error:
+                        raise ValueError(f"{error} The key default stands for all pairs that are not named.") from error
+        return value
+
+    @model_validator(mode="after")
+    def _sound_prompts(self) -> InstructSettings:
+        for template in self.templates:
+            _templates.check_template(template)
+        _templates.check_slots(self.system or "")
+        for text in (*self.templates, self.system or ""):
+            if _tokens.token_mask(pa.array([text], pa.string()), self.forbidden)[0]:
+                raise ValueError(f"{text!r} holds a control token of a chat template")
+        return self
+
+
+def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), seed: int = 1) -> Outcome:
+    """Makes a table of rows into shuffled examples.
+
+    Args:
+        table: n rows `src tgt src_lang tgt_lang`, with `source shard row` if they are known; `copies` (integer; once
+            where the column is missing) says how often a row is used.
+        settings: the stage's settings.
+        seed: decides templates, order and validation rows, together with a row's provenance. Without provenance a
+            row is known by its position.
+
+    Returns:
+        kept: one row an example, as `format_examples` gives it, in order of the seeded hash of row, direction and copy;
+        with `validation` also `split` (`train` or `validation`). dropped: the rows for `REASONS`.
+    """
+    table = _text.plain(table)
+    rows, dropped = split(table, screen(table, settings), list(REASONS))
+    examples = Examples(rows, settings, seed)
+    order = examples.shuffled()
+    kept = pa.concat_tables([_format.format_batch(piece, settings) for piece in examples.rendered(order)])
+    if settings.validation:
+        held = validation_mask(rows, settings.validation, seed)[examples.row[order]]
+        names = pa.array(["train", "validation"], pa.string())
+        kept = kept.append_column("split", names.take(held.astype(np.int8)))
+    return Outcome(kept, dropped)
+
+
+def screen(table: pa.Table, settings: InstructSettings) -> npt.NDArray[np.uint8]:
+    """Verdict on n rows, shape (n,): 0 goes on, k > 0 is refused for `REASONS[k - 1]`.
+
+    A row is refused if a side holds a control token of a chat template or a `forbidden` string, also one that would
+    arise where the text meets a template, and if a side is blank.
+    """
+    tokens = np.zeros(table.num_rows, np.bool_)
+    blank = np.zeros(table.num_rows, np.bool_)
+    halves = [_templates.halves(template) for template in settings.templates]
+    borders = [both for both in halves if _tokens.risky(*both, settings.forbidden)]
+    for side in ("src", "tgt"):
+        tokens |= _tokens.token_mask(table[side], settings.forbidden)
+        for before, after in borders:
+            tokens |= _tokens.border_mask(table[side], before, after, settings.forbidden)
+        blank |= (_text.series(table[side]).str.strip_chars().str.len_bytes() == 0).to_numpy()
+    return np.where(tokens, 1, np.where(blank, 2, 0)).astype(np.uint8)
+
+
+def validation_mask(keys: U64 | pa.Table, n: int, seed: int) -> npt.NDArray[np.bool_]:
+    """The n rows to split off for validation: those of lowest seeded hash, or all where there are no more than n.
+
+    Args:
+        keys: a key for each of m rows (as `corpusprep.arrow.row_keys` gives), or the table of the rows.
+        n: rows wanted.
+        seed: makes the choice independent of the keys' own order, by which rows may have been selected before.
+
+    Returns:
+        bool of shape (m,), min(n, m) of them true.
+    """
+    hashes = combine(keys_of_rows(keys, seed) if isinstance(keys, pa.Table) else keys, seed + VALIDATION_SALT)
+    mask = np.zeros(hashes.size, np.bool_)
+    if 0 < n < hashes.size:
+        border = np.partition(hashes, n - 1)[n - 1]
+        mask = hashes < border
+        mask[np.flatnonzero(hashes == border)[: n - int(mask.sum())]] = True
+    elif n:
+        mask[:] = True
+    return mask
+
+
+def render(table: pa.Table, settings: InstructSettings, seed: int) -> pa.Table:
+    """The examples of a table, in order of row, direction and copy.
+
+    Args:
+        table: n rows, as `instruct` takes them; every row is rendered, also one that `screen` refuses.
+        settings: the stage's settings.
+        seed: decides templates and keys.
+
+    Returns:
+        One row an example: `prompt` (the user's message), `completion` (the answer), `system` if there is one,
+        `src_lang` and `tgt_lang` of the row, `direction` (`en-sw`), `template` (int32, index into the setting), `copy`
+        (int32, from 0), `key` (uint64, the order of the shuffle), and of the row what is there of `source shard row
+        tokens` and the columns to carry.
+    """
+    examples = Examples(table, settings, seed)
+    return pa.concat_tables(examples.rendered(np.arange(examples.row.size)))
+
+
+def format_examples(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
+    """Examples as `render` gives them, in the columns of the chosen format.
+
+    Returns:
+        The format's columns, then `src_lang tgt_lang direction template copy` and what is there of `source shard row`
+        and the columns to carry. `prompt_completion` and `alpaca` have a column `system` if there is a system prompt.
+    """
+    return pa.concat_tables([_format.format_batch(piece, settings) for piece in _text.pieces(rendered)])
+
+
+def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:
+    """The source row of every example, exactly.
+
+    Args:
+        examples: n examples in the format of `settings`, as `instruct` made them with the same templates.
+        settings: the settings that made them.
+
+    Returns:
+        n rows `src tgt src_lang tgt_lang`, then the examples' other columns.
+
+    Raises:
+        RunError: an example was not made with these settings.
+    """
+    return pa.concat_tables([_format.invert_batch(piece, settings) for piece in _text.pieces(examples)])
+
+
+def write(table: pa.Table, path: str | Path, container: Literal["parquet", "jsonl"]) -> None:
+    """Writes one file of the mix; the same table gives the same bytes."""
+    if container == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, os.fspath(path), compression="zstd", row_group_size=25_000)
+    else:
+        pl.DataFrame(pl.from_arrow(table)).write_ndjson(os.fspath(path))

@@ -1,0 +1,169 @@
+"""Rows to examples: which examples a row gives, with which template, under which key, and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from corpusprep import codes
+from corpusprep.arrow import U64, combine, row_keys
+from corpusprep.stage import PROVENANCE
+from corpusprep.stages.instruct import text
+from corpusprep.stages.instruct.templates import fill, halves
+from corpusprep.stages.languages import name as language_name
+
+if TYPE_CHECKING:
+    from corpusprep.stages.instruct import InstructSettings
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Mask: TypeAlias = npt.NDArray[np.bool_]
+
+Direction = Literal["both", "forward", "backward"]
+
+# What a row's key is mixed with for each purpose, so that the choices are independent of each other.
+_DIRECTION_SALT, _TEMPLATE_SALT, VALIDATION_SALT = 1, 8, 0x56414C
+
+
+class Pairs(NamedTuple):
+    """The language pairs of a table.
+
+    Attributes:
+        sides: the codes of both sides of each pair.
+        code: which pair each row is of, int32 of shape (n,).
+    """
+
+    sides: list[tuple[str, str]]
+    code: npt.NDArray[np.int32]
+
+
+class Examples:
+    """The examples of a table, as arrays over them in order of row, direction and copy.
+
+    Attributes:
+        row: index of the example's row, int64.
+        backward: 1 where it translates from tgt to src, int8.
+        copy: which of the row's copies it is, from 0, int32.
+        template: index of its template, int32.
+        key: its place in the shuffle, uint64.
+    """
+
+    def __init__(self, table: pa.Table, settings: InstructSettings, seed: int) -> None:
+        table = text.plain(table)
+        self.table, self.settings = table, settings
+        self.pairs = pairs_of(table)
+        used = np.stack(_directions(self.pairs.sides, settings.directions), axis=1)[self.pairs.code]
+        entry = np.flatnonzero(used)
+        self.copy = np.zeros(entry.size, np.int32)
+        if "copies" in table.column_names:
+            copies = text.integers(table["copies"])[entry // 2]
+            starts = np.cumsum(copies) - copies
+            entry = np.repeat(entry, copies)
+            self.copy = (np.arange(entry.size) - np.repeat(starts, copies)).astype(np.int32)
+        self.row: Ints = entry // 2
+        self.backward: npt.NDArray[np.int8] = (entry % 2).astype(np.int8)
+        keys = keys_of_rows(table, seed)[self.row]
+        self.key: U64 = combine(combine(keys, self.backward + _DIRECTION_SALT), self.copy)
+        # A row's copies go through the templates in turn: none comes twice before all have come.
+        count = len(settings.templates)
+        first = (combine(keys, self.backward + _TEMPLATE_SALT) % np.uint64(count)).astype(np.int64)
+        self.template: npt.NDArray[np.int32] = ((first + self.copy) % count).astype(np.int32)
+
+    def shuffled(self) -> Ints:
+        """The order of the keys, equal ones by provenance: it does not depend on the order of the rows."""
+        order = np.argsort(self.key, kind="stable")
+        ranked = self.key[order]
+        names = [name for name in PROVENANCE if name in self.table.column_names]
+        if not names or not np.any(ranked[1:] == ranked[:-1]):
+            return order
+        frame = pl.DataFrame(pl.from_arrow(self.table.select(names).take(self.row)))
+        frame = frame.hstack(pl.DataFrame({"key": self.key, "backward": self.backward, "copy": self.copy}))
+        ranks = frame.select(pl.arg_sort_by("key", *names, "backward", "copy", maintain_order=True)).to_series()
+        return ranks.to_numpy().astype(np.int64)
+
+    def rendered(self, order: Ints, piece_bytes: int = text.PIECE_BYTES) -> Iterator[pa.Table]:
+        """The examples of these indices, in bounded pieces; at least one piece, which may be empty."""
+        n = self.table.num_rows
+        texts = pa.concat_arrays([text.large(self.table["src"]), text.large(self.table["tgt"])])
+        sizes = text.byte_lengths(texts)
+        before, after = all_halves(self.pairs.sides, self.settings)
+        for start, stop in text.slices((sizes[:n] + sizes[n:])[self.row[order]], piece_bytes):
+            index = order[start:stop]
+            row, backward, pair = self.row[index], self.backward[index], self.pairs.code[self.row[index]]
+            which = (pair.astype(np.int64) * 2 + backward) * len(self.settings.templates) + self.template[index]
+            asked = texts.take(row + n * backward.astype(np.int64))
+            answer = texts.take(row + n * (1 - backward.astype(np.int64)))
+            prompt = text.join(before.take(which), asked, after.take(which))
+            yield self._table(index, text.narrow(prompt), text.narrow(answer))
+
+    def _table(self, index: Ints, prompt: text.Strings, completion: text.Strings) -> pa.Table:
+        pair, sides = self.pairs.code[self.row[index]], self.pairs.sides
+        direction = pair * 2 + self.backward[index]
+        labels = [label for a, b in sides for label in (f"{a}-{b}", f"{b}-{a}")]
+        columns: dict[str, Any] = {"prompt": prompt, "completion": completion}
+        if self.settings.system is not None:
+            columns["system"] = _strings(fill(self.settings.system, *names) for names in _names(sides)).take(direction)
+        columns["src_lang"] = _strings(a for a, _ in sides).take(pair)
+        columns["tgt_lang"] = _strings(b for _, b in sides).take(pair)
+        columns["direction"] = _strings(labels).take(direction)
+        columns["template"] = pa.array(self.template[index])
+        columns["copy"] = pa.array(self.copy[index])
+        columns["key"] = pa.array(self.key[index])
+        known = [name for name in dict.fromkeys((*PROVENANCE, "tokens", *self.settings.carry)) if name not in columns]
+        rows = self.table.select([name for name in known if name in self.table.column_names])
+        rows = rows.take(self.row[index])
+        return pa.table({**columns, **dict(zip(rows.column_names, rows.columns, strict=True))})
+
+
+def keys_of_rows(table: pa.Table, seed: int) -> U64:
+    """The seeded hash of each row's provenance, or of its position where that is not known, shape (n,)."""
+    if all(name in table.column_names for name in PROVENANCE):
+        return row_keys(table, seed)
+    return combine(np.full(table.num_rows, seed, np.uint64), np.arange(table.num_rows))
+
+
+def pairs_of(table: pa.Table) -> Pairs:
+    """The language pairs of a table, in order of their first row."""
+    frame = pl.DataFrame({name: text.series(table[name]) for name in ("src_lang", "tgt_lang")})
+    known = frame.unique(maintain_order=True)
+    code = frame.join(known.with_row_index("code"), on=["src_lang", "tgt_lang"], how="left", maintain_order="left")
+    return Pairs(list(known.iter_rows()), code["code"].to_numpy().astype(np.int32))
+
+
+def all_halves(sides: list[tuple[str, str]], settings: InstructSettings) -> tuple[pa.Array[Any], pa.Array[Any]]:
+    """What stands before and after the text, by (pair * 2 + backward) * templates + template."""
+    parts = [halves(template) for template in settings.templates]
+    filled = [(fill(before, *names), fill(after, *names)) for names in _names(sides) for before, after in parts]
+    return tuple(_strings(both[at] for both in filled).cast(pa.large_string()) for at in (0, 1))  # type: ignore[return-value]
+
+
+def _directions(sides: list[tuple[str, str]], asked: Direction | Mapping[str, Direction]) -> tuple[Mask, Mask]:
+    """Whether each pair is used forward and backward."""
+    default: Direction = asked if isinstance(asked, str) else asked.get("default", "both")
+    named: dict[tuple[str, str], Direction] = {}
+    turned: dict[Direction, Direction] = {"both": "both", "forward": "backward", "backward": "forward"}
+    for key, direction in ({} if isinstance(asked, str) else asked).items():
+        if key != "default":
+            a, b = codes.parse_pair(key)
+            named[a, b], named[b, a] = direction, turned[direction]
+    plain = [(codes.canonical(a), codes.canonical(b)) for a, b in sides]
+    chosen = [named.get(pair, named.get(same, default)) for pair, same in zip(sides, plain, strict=True)]
+    # Two sides of one language have no direction to tell apart: such rows are used once.
+    forward = [direction != "backward" or a == b for direction, (a, b) in zip(chosen, sides, strict=True)]
+    backward = [direction != "forward" and a != b for direction, (a, b) in zip(chosen, sides, strict=True)]
+    return np.array(forward, np.bool_), np.array(backward, np.bool_)
+
+
+def _names(sides: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Names of the source and the target language, by pair * 2 + backward."""
+    for a, b in sides:
+        yield language_name(a), language_name(b)
+        yield language_name(b), language_name(a)
+
+
+def _strings(values: Any) -> pa.Array[Any]:
+    return pa.array(list(values), pa.string())

@@ -1,0 +1,132 @@
+"""Examples to the fields of each format, and back to the rows that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from corpusprep.errors import RunError
+from corpusprep.stage import PROVENANCE
+from corpusprep.stages.instruct import text
+from corpusprep.stages.instruct.examples import all_halves, pairs_of
+
+if TYPE_CHECKING:
+    from corpusprep.stages.instruct import InstructSettings
+
+# The column of each chat format, the fields of a turn, and the speakers.
+_CHATS = {
+    "messages": ("messages", "role", "content", ("system", "user", "assistant")),
+    "sharegpt": ("conversations", "from", "value", ("system", "human", "gpt")),
+}
+_FIELDS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "input", "output"),
+}
+
+
+def format_batch(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
+    """Examples as `render` gives them, in the columns of the format."""
+    columns: dict[str, Any] = {}
+    system = [rendered["system"]] if "system" in rendered.column_names else []
+    if settings.format in _CHATS:
+        field, speaker, content, speakers = _CHATS[settings.format]
+        turns = [*system, rendered["prompt"], rendered["completion"]]
+        columns[field] = _chat(turns, speakers[-len(turns) :], (speaker, content))
+    else:
+        if system:
+            columns["system"] = system[0]
+        if settings.format == "prompt_completion":
+            columns.update(prompt=rendered["prompt"], completion=rendered["completion"])
+        else:
+            instruction, asked = _alpaca(rendered, settings)
+            columns.update(instruction=instruction, input=asked, output=rendered["completion"])
+    rest = ("src_lang", "tgt_lang", "direction", "template", "copy", *PROVENANCE, *settings.carry)
+    for name in dict.fromkeys(rest):
+        if name in rendered.column_names and name not in columns:
+            columns[name] = rendered[name]
+    return pa.table(columns)
+
+
+def invert_batch(examples: pa.Table, settings: InstructSettings) -> pa.Table:
+    """The source row of every example; see `instruct.invert`."""
+    fields = _FIELDS[settings.format]
+    missing = sorted({*fields, "src_lang", "tgt_lang", "direction", "template"} - set(examples.column_names))
+    if missing:
+        raise RunError(
+            f"The examples have no {', '.join(missing)}. Give those that were made in format {settings.format}."
+        )
+    frame = _halves(examples, settings)
+    if settings.format in _CHATS:
+        turns = pl.DataFrame({"turn": pl.Series(pl.from_arrow(examples[fields[0]]))})
+        content = _CHATS[settings.format][2]
+        contents = [
+            pl.col("turn").list.get(at, null_on_oob=True).struct.field(content).fill_null("").alias(name)
+            for at, name in ((-2, "prompt"), (-1, "completion"))
+        ]
+        frame = frame.hstack(turns.select(contents))
+    else:
+        frame = frame.with_columns(text.series(examples[name]).alias(name) for name in fields)
+    if settings.format == "alpaca":
+        apart = (pl.col("after") == "") & (pl.col("instruction") == pl.col("before").str.strip_chars_end())
+        prompt = pl.when(apart).then(pl.concat_str("before", "input")).otherwise("instruction")
+        frame = frame.with_columns(prompt=prompt, completion=pl.col("output"))
+    frame = frame.with_columns(text=_between())
+    exact = frame.select(pl.concat_str("before", "text", "after") == pl.col("prompt")).to_series().fill_null(False)
+    if not exact.all():
+        row = exact.arg_min()
+        raise RunError(f"Example {row} was not made with these templates. Give the settings that made the examples.")
+    rows = frame.select(
+        src=pl.when("forward").then("text").otherwise("completion"),
+        tgt=pl.when("forward").then("completion").otherwise("text"),
+    )
+    columns: dict[str, Any] = {"src": text.arrow(rows["src"]), "tgt": text.arrow(rows["tgt"])}
+    columns.update((name, examples[name]) for name in examples.column_names if name not in (*fields, "system"))
+    return pa.table(columns)
+
+
+def _chat(contents: Sequence[text.Strings], speakers: tuple[str, ...], fields: tuple[str, str]) -> pa.Array[Any]:
+    """One list of turns an example, from a column for each turn."""
+    n, k = len(contents[0]), len(contents)
+    index = (np.arange(n)[:, None] + n * np.arange(k)[None, :]).ravel()
+    content = pa.concat_arrays([text.large(column) for column in contents]).take(index).cast(pa.string())
+    speaker = pa.array(speakers, pa.string()).take(np.tile(np.arange(k), n))
+    turns = pa.StructArray.from_arrays([speaker, content], names=list(fields))
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * k, pa.int32()), turns)
+
+
+def _alpaca(rendered: pa.Table, settings: InstructSettings) -> tuple[text.Strings, text.Strings]:
+    """Instruction and input: where the text ends the prompt it is the input, else the instruction holds it."""
+    frame = _halves(rendered, settings).with_columns(prompt=text.series(rendered["prompt"]))
+    apart = pl.col("after") == ""
+    parts = frame.select(
+        instruction=pl.when(apart).then(pl.col("before").str.strip_chars_end()).otherwise("prompt"),
+        input=pl.when(apart).then(_between()).otherwise(pl.lit("")),
+    )
+    return text.arrow(parts["instruction"]), text.arrow(parts["input"])
+
+
+def _between() -> pl.Expr:
+    """What is left of `prompt` without as many characters as `before` and `after` have."""
+    before, after = pl.col("before").str.len_chars().cast(pl.Int64), pl.col("after").str.len_chars().cast(pl.Int64)
+    length = pl.col("prompt").str.len_chars().cast(pl.Int64) - before - after
+    return pl.col("prompt").str.slice(before, pl.max_horizontal(length, 0))
+
+
+def _halves(examples: pa.Table, settings: InstructSettings) -> pl.DataFrame:
+    """For each example `before` and `after`, the halves of its template, and whether it goes `forward`."""
+    pairs = pairs_of(examples)
+    straight = text.series(examples["src_lang"]) + "-" + text.series(examples["tgt_lang"])
+    forward = text.series(examples["direction"]) == straight
+    template = examples["template"].to_numpy().astype(np.int64)
+    count = len(settings.templates)
+    if template.size and not 0 <= template.min() <= template.max() < count:
+        raise RunError(f"The examples use more templates than the {count} of the settings. Give those that made them.")
+    which = (pairs.code.astype(np.int64) * 2 + ~forward.to_numpy()) * count + template
+    before, after = (text.series(half.take(which)) for half in all_halves(pairs.sides, settings))
+    return pl.DataFrame({"before": before, "after": after, "forward": forward})

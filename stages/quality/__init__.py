@@ -1,0 +1,471 @@
+"""Stage 4, quality: scores how well the two sides of a row translate each other, and drops the worst.
+
+A scorer is anything with one method, `score(table) -> float32[n]`. `lexical`, the default, learns from the corpus itself and
+needs no model; `comet` runs a COMET quality estimation checkpoint; `column` takes a score that the source brings;
+`module:function` is a user's own. A score that is not a number means that the row was not judged: it is kept.
+
+A COMET model judges a translation of a source, and bitext does not say which side is which: `direction` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator, model_validator
+
+from corpusprep.arrow import hash_strings
+from corpusprep.codes import matches, parse_pair
+from corpusprep.errors import RunError, SettingsError
+from corpusprep.stage import Outcome, Settings, StageSettings, load_function, pairs_of, split
+
+F32 = npt.NDArray[np.float32]
+
+_BUILT_IN = ("lexical", "comet", "column")
+_LEXICAL_THRESHOLD = 0.2
+
+
+class PairSettings(Settings):
+    """What one language pair has of its own."""
+
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Drop rows of this pair that score below this."""
+    quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Drop this share of the pair's rows, the lowest scores."""
+
+    @model_validator(mode="after")
+    def _one(self) -> PairSettings:
+        if (self.threshold is None) == (self.quantile is None):
+            raise ValueError("give one of threshold and quantile")
+        return self
+
+
+class QualitySettings(StageSettings):
+    """Settings of the quality stage."""
+
+    scorer: str = "lexical"
+    """`lexical`, `comet`, `column`, or a function of yours as `module:function` (Arrow table in, one float a row out)."""
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.2, and the other scorers, whose scales
+    differ, drop nothing."""
+    quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Drop this share of each pair's rows, the lowest scores; in place of threshold."""
+    pair: dict[str, PairSettings] = Field(default_factory=dict)
+    """Threshold or quantile of single pairs, as in `[quality.pair.en-sw]`."""
+    sample: Annotated[int, Field(ge=1)] = 100_000
+    """`lexical`: rows of each pair to learn from."""
+    min_rows: Annotated[int, Field(ge=0)] = 200
+    """`lexical`: a pair that offers fewer rows to learn from is scored, but nothing of it is dropped."""
+    column: Annotated[str, Field(min_length=1)] = "score"
+    """`column`: the column that holds the score; null is kept."""
+    until: Literal["all", "budget"] = "all"
+    """`budget`: rows are scored, in the order of prior, until those that pass fill each pair's share of balance.budget; the
+    rest is dropped as `quality.not_needed`."""
+    prior: Literal["hash", "score", "lexical"] = "hash"
+    """The order in which rows are scored until the budget is filled: drawn by the seed, or the best first by the score that
+    the source brings, or by the lexical score."""
+    model: str | None = None
+    """`comet`: name on the Hugging Face hub, folder, or `.ckpt` file of a checkpoint that needs no reference."""
+    encoder: str | None = None
+    """`comet`: name on the hub or folder of the config.json and tokenizer that the model's encoder has. By default they are
+    looked for in the model's folder, then where the model says that it was trained from."""
+    direction: Literal["english", "forward", "backward"] = "english"
+    """`comet`: which side is scored as the source of the other: the English one where there is one, else `src`; always `src`
+    (forward); or always `tgt` (backward)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`comet`: what the model computes in; auto is bf16 on a GPU that can, else fp32."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """`comet`: tokens a batch, at most, rows aside that are longer; by default 65,536 on a GPU, and 4,096 without."""
+    kernels: bool = True
+    """`comet`: on a GPU, kernels of our own, which Triton compiles where there is a C compiler; false for PyTorch's alone."""
+    backend: Literal["native", "unbabel"] = "native"
+    """`comet`: unbabel runs the model with the package unbabel-comet, for classes of model that the native one does not know."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """`comet` with unbabel: rows a batch, at most."""
+    cache: str | None = None
+    """`comet`: folder where scores are kept for other runs and recipes, by text, direction and model. Without it, a run keeps
+    them in a folder `scores` of its own."""
+
+    @field_validator("scorer")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        module, colon, function = value.partition(":")
+        if value not in _BUILT_IN and not (colon and module and function):
+            raise ValueError(f"{value!r} is no scorer; use lexical, comet, column, or your own as module:function")
+        return value
+
+    @field_validator("pair")
+    @classmethod
+    def _pairs(cls, value: dict[str, PairSettings]) -> dict[str, PairSettings]:
+        seen: dict[frozenset[str], str] = {}
+        for name in value:
+            try:
+                key = frozenset(parse_pair(name))
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
+            if key in seen:
+                raise ValueError(f"{seen[key]!r} and {name!r} name the same pair")
+            seen[key] = name
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> QualitySettings:
+        if self.threshold is not None and self.quantile is not None:
+            raise ValueError("give threshold or quantile, not both")
+        if self.until == "budget" and (
+            self.quantile is not None or any(p.quantile is not None for p in self.pair.values())
+        ):
+            raise ValueError('a quantile needs the scores of all rows: give a threshold, or leave out until = "budget"')
+        if self.until == "all" and self.prior != "hash":
+            raise ValueError('prior orders what is scored until the budget is filled: it needs until = "budget"')
+        if self.scorer == "comet" and self.model is None:
+            raise ValueError('the comet scorer needs a model, as in model = "Unbabel/wmt22-cometkiwi-da"')
+        return self
+
+
+def quality(
+    table: pa.Table,
+    settings: QualitySettings = QualitySettings(),
+    states: Mapping[str, bytes] | None = None,
+    seed: int = 1,
+) -> Outcome:
+    """Scores rows and drops those below their pair's cut-off.
+
+    Args:
+        table: rows with `src tgt src_lang tgt_lang`, any pairs mixed.
+        settings: the scorer and the thresholds.
+        states: what `prepare` learned, by pair (`"en-sw"`); None learns from the table itself, where the scorer learns.
+        seed: of the sample, where states is None.
+
+    Returns:
+        The rows with a column `quality` (float32; null: not judged). Those dropped have the reason `quality.score`.
+    """
+    if not settings.enabled:
+        return split(table, np.zeros(table.num_rows, np.uint8), [])
+    table = _plain(table)
+    names, codes = pairs_of(table)
+    if states is None:
+        states = {
+            name: prepare(table.filter(pa.array(codes == k)), settings, seed)
+            for k, name in enumerate(names)
+            if learns(settings)
+        }
+    scores = open_scorer(settings, states).score(table)
+    verdict = np.zeros(table.num_rows, np.uint8)
+    for k, name in enumerate(names):
+        rows = codes == k
+        limit = cutoff(scores[rows], settings, name, evidence(settings, states.get(name, b"")))
+        if limit is not None:
+            verdict[rows] = scores[rows] < limit
+    return split(with_scores(table, scores), verdict, ["quality.score"])
+
+
+class Scorer(Protocol):
+    """Judges rows."""
+
+    def score(self, table: pa.Table) -> F32:
+        """One score a row, higher is better, NaN where the row is not judged; shape (n,)."""
+
+
+def learns(settings: QualitySettings) -> bool:
+    """Whether the scorer must see a sample of each pair before it can score."""
+    return settings.scorer == "lexical"
+
+
+def prepare(sample: pa.Table, settings: QualitySettings, seed: int) -> bytes:
+    """What the scorer learns from rows of one pair: the same bytes from the same rows, in whatever order they stand.
+
+    Returns:
+        A state for `open_scorer`; empty where nothing is learned.
+    """
+    if not learns(settings):
+        return b""
+    from corpusprep.stages.quality.lexical import learn
+
+    return learn(sample, settings.sample, seed)
+
+
+def open_scorer(settings: QualitySettings, states: Mapping[str, bytes]) -> Scorer:
+    """The scorer that the settings name. A row whose pair has no state is not judged by a scorer that learns.
+
+    Raises:
+        SettingsError: the function of a user cannot be loaded.
+        RunError: COMET is not installed, or its model cannot be had.
+    """
+    if settings.scorer == "lexical":
+        from corpusprep.stages.quality.lexical import LexicalScorer
+
+        return LexicalScorer(states)
+    if settings.scorer == "comet":
+        return _Directed(_open_comet(settings), settings.direction)
+    if settings.scorer == "column":
+        return _ColumnScorer(settings.column)
+    return _FunctionScorer(settings.scorer)
+
+
+def evidence(settings: QualitySettings, state: bytes) -> int | None:
+    """How many rows a state was learned from; None where the scorer learns nothing."""
+    if not learns(settings):
+        return None
+    from corpusprep.stages.quality.lexical import rows_of
+
+    return rows_of(state)
+
+
+def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | None = None) -> float | None:
+    """The score below which rows of a pair are dropped.
+
+    Args:
+        scores: all scores of the pair; only a quantile looks at them.
+        pair: its name, as in `"en-sw"`.
+        evidence: what `evidence` says of the pair's state.
+
+    Returns:
+        The limit, or None where nothing is to be dropped; `explain` says why.
+    """
+    rule = _rule(settings, pair)
+    if rule is None or explain(settings, pair, evidence) is not None:
+        return None
+    if rule.threshold is not None:
+        return rule.threshold
+    judged = np.sort(scores[~np.isnan(scores)])
+    assert rule.quantile is not None
+    if judged.size == 0:
+        return None
+    return float(judged[math.floor(rule.quantile * judged.size)])
+
+
+def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -> str | None:
+    """Why nothing of a pair is dropped, in one sentence for the manifest; None where rows may be."""
+    if evidence is not None and evidence < settings.min_rows:
+        return (
+            f"{pair}: {evidence} rows are too few to learn from (quality.min_rows = {settings.min_rows}), "
+            "so the quality stage drops nothing of this pair."
+        )
+    if _rule(settings, pair) is None:
+        return f"{pair}: neither quality.threshold nor quality.quantile is given, so the quality stage drops nothing of this pair."
+    return None
+
+
+def require(settings: QualitySettings) -> None:
+    """Looks for all that the scorer needs, and downloads what is on the hub: what is missing must show before hours of work.
+
+    Raises:
+        RunError: a package is not installed, or a model cannot be had.
+        SettingsError: the function of a user cannot be loaded.
+    """
+    if not settings.enabled:
+        return
+    if settings.scorer == "comet":
+        if settings.backend == "unbabel":
+            from corpusprep.stages.quality.comet.unbabel import import_comet
+
+            import_comet()
+            model_files(settings)
+        else:
+            from corpusprep.stages.quality.comet import check, import_torch
+            from corpusprep.stages.quality.comet.files import find_model
+
+            assert settings.model is not None
+            import_torch()
+            check(find_model(settings.model, settings.encoder))
+        if settings.cache is not None:
+            try:
+                Path(settings.cache).expanduser().mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(
+                    f"quality.cache = {settings.cache!r}: the folder cannot be made ({error.strerror}). Name another, or none."
+                ) from None
+    elif settings.scorer not in _BUILT_IN:
+        _FunctionScorer(settings.scorer)
+
+
+def model_files(settings: QualitySettings) -> list[Path]:
+    """The files whose content decides the scores; a model of the hub that is not in the local cache is downloaded.
+
+    Raises:
+        RunError: a model cannot be had.
+    """
+    if settings.scorer != "comet":
+        return []
+    from corpusprep.stages.quality.comet.files import find_checkpoint, find_model
+
+    assert settings.model is not None
+    if settings.backend == "unbabel":
+        checkpoint = find_checkpoint(settings.model)
+        return [checkpoint, checkpoint.parent.parent / "hparams.yaml"]
+    return list(find_model(settings.model, settings.encoder))
+
+
+SCORE_VERSION = 2
+"""Of the COMET scorer: to be raised when the same model gives the same text another score."""
+
+
+def score_keys(table: pa.Table, settings: QualitySettings) -> npt.NDArray[np.uint64]:
+    """What a COMET score is a score of: 128-bit hashes of source and translation, shape (n, 2)."""
+    source, translation = _sides(table, settings.direction)
+    halves = [hash_strings(translation, hash_strings(source, seed)) for seed in (1, 2)]
+    return np.stack(halves, 1)
+
+
+def decided(settings: QualitySettings) -> QualitySettings:
+    """The settings with a precision and kernels that leave nothing open."""
+    from corpusprep.stages.quality.comet import kernels_of, precision_of
+
+    found = {"precision": precision_of(settings.precision), "kernels": kernels_of(settings.kernels)}
+    return settings.model_copy(update=found)
+
+
+def device() -> str:
+    """The kind of device that a COMET model computes on."""
+    from corpusprep.stages.quality.comet import import_torch
+
+    return "cuda" if import_torch().cuda.is_available() else "cpu"
+
+
+def packages(settings: QualitySettings) -> dict[str, str]:
+    """Versions that may change the last digits of a COMET model's scores."""
+    if settings.scorer != "comet":
+        return {}
+    names = ["torch", "tokenizers"] if settings.backend == "native" else ["torch", "unbabel-comet", "transformers"]
+    found = {name: importlib.metadata.version(name) for name in names}
+    if settings.backend == "native":  # Triton compiles kernels for a GPU
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["triton"] = importlib.metadata.version("triton")
+    return found
+
+
+def with_scores(table: pa.Table, scores: F32) -> pa.Table:
+    """The table with its column `quality`: NaN is stored as null."""
+    column = pa.array(scores, type=pa.float32(), mask=np.isnan(scores))
+    at = table.schema.get_field_index("quality")
+    return table.append_column("quality", column) if at < 0 else table.set_column(at, "quality", column)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with string views, which Arrow cannot take rows of, as strings."""
+    for k, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(k, field.name, table.column(k).cast(pa.string()))
+    return table
+
+
+def _rule(settings: QualitySettings, pair: str) -> PairSettings | None:
+    for name, rule in settings.pair.items():
+        (a, b), (x, y) = parse_pair(pair), parse_pair(name)
+        if (matches(x, a) and matches(y, b)) or (matches(x, b) and matches(y, a)):
+            return rule
+    if settings.threshold is not None:
+        return PairSettings(threshold=settings.threshold)
+    if settings.quantile is not None:
+        return PairSettings(quantile=settings.quantile)
+    return PairSettings(threshold=_LEXICAL_THRESHOLD) if settings.scorer == "lexical" else None
+
+
+def _open_comet(settings: QualitySettings) -> Scorer:
+    assert settings.model is not None
+    if settings.backend == "unbabel":
+        from corpusprep.stages.quality.comet.unbabel import UnbabelScorer
+
+        return UnbabelScorer(settings.model, settings.batch_size)
+    from corpusprep.stages.quality.comet import CometScorer
+    from corpusprep.stages.quality.comet.files import find_model
+
+    files = find_model(settings.model, settings.encoder)
+    return CometScorer(files, settings.precision, settings.batch_tokens, settings.kernels)
+
+
+def turned(table: pa.Table, direction: str) -> npt.NDArray[np.bool_]:
+    """Which rows are scored with `tgt` as the source, shape (n,).
+
+    Args:
+        table: rows with `src_lang tgt_lang`.
+        direction: see `QualitySettings.direction`.
+    """
+    if direction != "english":
+        return np.full(table.num_rows, direction == "backward")
+    src, tgt = (_english(table[side]) for side in ("src_lang", "tgt_lang"))
+    return tgt & ~src
+
+
+def _sides(table: pa.Table, direction: str) -> tuple[Any, Any]:
+    """What is scored as source and as its translation; large strings."""
+    mask = turned(table, direction)
+    src, tgt = (table[side].cast(pa.large_string()) for side in ("src", "tgt"))
+    if not mask.any():
+        return src, tgt
+    if mask.all():
+        return tgt, src
+    chosen: Any = pa.array(mask)
+    return pc.if_else(chosen, tgt, src), pc.if_else(chosen, src, tgt)
+
+
+def _english(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.bool_]:
+    codes = column.cast(pa.string())
+    found = [code for code in codes.unique().to_pylist() if code is not None and _is_english(code)]
+    known: Any = pc.is_in(codes, value_set=pa.array(found, pa.string()))
+    return np.asarray(known.to_numpy(), np.bool_)
+
+
+def _is_english(code: str) -> bool:
+    try:
+        return matches("en", code)
+    except SettingsError:
+        return False
+
+
+class _Directed:
+    """A scorer of translations, given rows that say which side is the source."""
+
+    def __init__(self, scorer: Scorer, direction: str) -> None:
+        self._scorer, self._direction = scorer, direction
+
+    def score(self, table: pa.Table) -> F32:
+        source, translation = _sides(table, self._direction)
+        return self._scorer.score(pa.table({"src": source, "tgt": translation}))
+
+
+class _ColumnScorer:
+    def __init__(self, column: str) -> None:
+        self._column = column
+
+    def score(self, table: pa.Table) -> F32:
+        if self._column not in table.column_names:
+            raise SettingsError(
+                f"quality.column = {self._column!r}: the rows have no such column. Name one of {', '.join(table.column_names)}."
+            )
+        try:
+            values: Any = table[self._column].cast(pa.float32(), safe=False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise SettingsError(f"quality.column = {self._column!r}: the column does not hold numbers.") from None
+        return np.asarray(values.fill_null(float("nan")).to_numpy(), np.float32)
+
+
+class _FunctionScorer:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._function = load_function(name, "quality.scorer")
+
+    def score(self, table: pa.Table) -> F32:
+        answer = self._function(table)
+        try:
+            if isinstance(answer, pa.Array | pa.ChunkedArray):
+                column: Any = answer
+                answer = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
+            scores = np.asarray(answer, np.float32)
+        except (TypeError, ValueError, pa.ArrowException):
+            raise SettingsError(f"quality.scorer = {self._name!r} must return one float a row.") from None
+        if scores.shape != (table.num_rows,):
+            raise SettingsError(
+                f"quality.scorer = {self._name!r} returned shape {scores.shape} for {table.num_rows} rows; return one float a row."
+            )
+        return scores
