@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from comet_models import Models
 from planted import judge, recipe_for
+from runs import redone, rejects
 
 from corpusprep import Recipe, run
 from corpusprep.stages.instruct import invert
@@ -79,3 +83,23 @@ def test_a_budget_of_real_tokens_is_met(finished: tuple[Path, Recipe, Path], tmp
     assert (
         joined.filter((pl.col("src") != pl.col("src_written")) | (pl.col("tgt") != pl.col("tgt_written"))).height == 0
     )
+
+
+def test_a_comet_model_takes_the_place_of_the_lexical_scorer(
+    finished: tuple[Path, Recipe, Path], tmp_path: Path
+) -> None:
+    """A model is another setting to the same parts: nothing is read or deduplicated again."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[quality]'")
+    folder, _, out = finished
+    shutil.copytree(out / "parts", tmp_path / "out" / "parts", copy_function=os.link)
+    (tmp_path / "out" / ".lock").touch()
+    model = Models(tmp_path / "models")["kiwi"]
+    overrides = ["quality.scorer=comet", f'quality.model="{model}"', "quality.quantile=0.1"]
+    result = run(recipe_for(folder, overrides), tmp_path / "out")
+    assert result.manifest is not None
+    assert not {"pass1", "dedup"} & set(redone(result))
+    found = result.manifest["quality"]["scores"]
+    assert found["computed"] > 50_000
+    dropped = rejects(tmp_path / "out").filter(pl.col("reason") == "quality.score").height
+    assert dropped == pytest.approx(0.1 * sum(found.values()), rel=0.01)
+    assert result.manifest["mix"]["examples"] == 2 * (sum(found.values()) - dropped)

@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 from comet_models import Models
 from conftest import sentences
-from planted import recipe_for
 from runs import digests, recipe, rejects
 
 from corpusprep import RunError, load_recipe, run
@@ -192,17 +191,3 @@ def test_a_model_that_is_missing_shows_before_anything_is_read(bitext: Corpus, t
         run(recipe(bitext(), *settings("/no/model")), out)
     assert not (out / "parts" / "pass1").exists()
     run(recipe(bitext(folder=tmp_path / "again"), *settings("/no/model")), out, until="dedup")
-
-
-@pytest.mark.slow
-def test_planted_defects_go_through_a_comet_model(data: Path, tmp_path: Path, models: Models) -> None:
-    if not (data / "planted").is_dir():
-        pytest.skip(f"no planted bitext in {data}")
-    loaded = recipe_for(data / "planted", [*settings(models["kiwi"]), "quality.quantile=0.1"])
-    result = run(loaded, tmp_path / "out")
-    assert result.manifest is not None
-    found = scored(tmp_path / "out")
-    assert found["computed"] > 50_000
-    dropped = rejects(tmp_path / "out").filter(pl.col("reason") == "quality.score").height
-    assert dropped == pytest.approx(0.1 * sum(found.values()), rel=0.01)
-    assert result.manifest["mix"]["examples"] == 2 * (sum(found.values()) - dropped)
