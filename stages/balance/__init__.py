@@ -161,6 +161,13 @@ def balance(
     Raises:
         RunError: the tokenizer cannot be had, or there is no `quality` to choose by.
         SettingsError: the floors ask for more than the budget.
+
+    Examples:
+        >>> sides = {"src": ["bread"] * 9, "tgt": ["Brot"] * 9, "src_lang": ["en"] * 9, "tgt_lang": ["de"] * 6 + ["nl"] * 3}
+        >>> table = pa.table({**sides, "tokens": [10] * 9})
+        >>> kept, dropped = balance(table, BalanceSettings(budget=40, method="unimax"))
+        >>> sorted(kept["tgt_lang"].to_pylist())
+        ['de', 'de', 'nl', 'nl']
     """
     table = plain(table)
     if "tokens" not in table.column_names:

@@ -176,6 +176,12 @@ def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome
 
     Raises:
         SettingsError: a rule of the user's own cannot be imported, fails, or returns no mask of the table's length.
+
+    Examples:
+        >>> table = pa.table({"src": ["Salt &amp; bread", ""], "tgt": ["Salz &amp; Brot", "Wasser"], "src_lang": ["en"] * 2, "tgt_lang": ["de"] * 2})
+        >>> kept, dropped = clean(table)
+        >>> kept["src"].to_pylist(), dropped["reason"].to_pylist()
+        (['Salt & bread'], ['clean.empty'])
     """
     if not settings.enabled:
         return split(table, np.zeros(table.num_rows, np.int8), [])

@@ -82,6 +82,14 @@ def dedup(
     Raises:
         InputError: a file of `settings.against` cannot be read.
         SettingsError: `keep = "score"`, and the table has no column `score`.
+
+    Examples:
+        >>> src = ["The bridge near the old village is closed today.", "THE BRIDGE NEAR THE OLD VILLAGE IS CLOSED TODAY!"]
+        >>> tgt = ["Die Brücke bei dem alten Dorf ist heute gesperrt."] * 2
+        >>> table = pa.table({"src": src, "tgt": tgt, "src_lang": ["en"] * 2, "tgt_lang": ["de"] * 2})
+        >>> kept, dropped = dedup(table)
+        >>> kept["src"].to_pylist(), dropped["reason"].to_pylist()
+        (['The bridge near the old village is closed today.'], ['dedup.exact'])
     """
     if index is None and settings.against:
         index = EvaluationIndex.from_files(settings.against, settings)

@@ -119,6 +119,13 @@ def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), s
     Returns:
         kept: one row an example, as `format_examples` gives it, in order of the seeded hash of row, direction and copy;
         with `validation` also `split` (`train` or `validation`). dropped: the rows for `REASONS`.
+
+    Examples:
+        >>> table = pa.table({"src": ["bread"], "tgt": ["Brot"], "src_lang": ["en"], "tgt_lang": ["de"]})
+        >>> settings = InstructSettings(templates=("Translate into {target_language}: {text}",), format="prompt_completion")
+        >>> examples = instruct(table, settings).kept
+        >>> sorted(zip(examples["prompt"].to_pylist(), examples["completion"].to_pylist()))
+        [('Translate into English: Brot', 'bread'), ('Translate into German: bread', 'Brot')]
     """
     table = _text.plain(table)
     rows, dropped = split(table, screen(table, settings), list(REASONS))

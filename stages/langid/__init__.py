@@ -122,6 +122,17 @@ def langid(table: pa.Table, settings: LangidSettings | None = None) -> Outcome:
     Raises:
         InputError: the model cannot be read.
         SettingsError: a language in the table is no code.
+
+    Examples:
+        >>> table = pa.table({
+        ...     "src": ["We bought bread and water in the morning."] * 2,
+        ...     "tgt": ["Am Morgen kauften wir Brot und Wasser.", "Le matin, nous avons acheté du pain et de l'eau."],
+        ...     "src_lang": ["en"] * 2,
+        ...     "tgt_lang": ["de"] * 2,
+        ... })
+        >>> kept, dropped = langid(table)
+        >>> kept["tgt_lid"].to_pylist(), dropped["tgt_lid"].to_pylist(), dropped["reason"].to_pylist()
+        (['de'], ['fr'], ['langid.target'])
     """
     settings = settings or LangidSettings()
     model = load_model(settings)

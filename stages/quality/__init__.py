@@ -148,6 +148,15 @@ def quality(
 
     Returns:
         The rows with a column `quality` (float32; null: not judged). Those dropped have the reason `quality.score`.
+
+    Examples:
+        A score that the table brings; the lexical scorer wants thousands of rows to learn from.
+
+        >>> sides = {"src": ["bread", "water"], "tgt": ["Brot", "Haus"], "src_lang": ["en"] * 2, "tgt_lang": ["de"] * 2}
+        >>> table = pa.table({**sides, "laser": [1.2, 0.9]})
+        >>> kept, dropped = quality(table, QualitySettings(scorer="column", column="laser", threshold=1.0))
+        >>> kept["tgt"].to_pylist(), dropped["reason"].to_pylist()
+        (['Brot'], ['quality.score'])
     """
     if not settings.enabled:
         return split(table, np.zeros(table.num_rows, np.uint8), [])
