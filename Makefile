@@ -1,4 +1,4 @@
-# corpusprep: `make quickstart` and `make test` set up all they need; the rest works from there.
+# corpusprep: `make quickstart` and `make test` install everything that they and the other targets need.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,9 +14,9 @@ RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(W
 
 .PHONY: quickstart train-demo test test-quality test-comet test-gpu check bench clean-out all wheel help $(STAGES)
 
-help:  ## this list
+help:  ## show this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "make STAGE        one of $(STAGES): redo it and what follows, RECIPE=file OUT=folder"
+	@echo "make STAGE        one of $(STAGES): redo it and the later stages, RECIPE=file OUT=folder"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -31,10 +31,10 @@ quickstart: $(STAMP)  ## build the example's data and run all stages on it, offl
 	$(BIN)/python examples/build.py out/example-data
 	$(BIN)/corpusprep run examples/quickstart.toml --out out/quickstart
 
-test: $(STAMP)  ## run the tests, by two processes
+test: $(STAMP)  ## run the tests in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-quality: $(STAMP)  ## the tests of the comet scorer, which needs PyTorch: TORCH=torch==2.13.0 names which
+test-quality: $(STAMP)  ## run the tests of the comet scorer, which need PyTorch: TORCH=torch==2.13.0 sets the version
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality]'
 	$(BIN)/python -m pytest tests/stages/quality/comet tests/steps/test_comet_runs.py
 
@@ -43,34 +43,34 @@ $(VENV)-comet/.installed: pyproject.toml
 	$(VENV)-comet/bin/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,comet]'
 	@touch $@
 
-test-comet: $(VENV)-comet/.installed  ## the comet scorer against COMET itself, in an environment of its own: .venv-comet
+test-comet: $(VENV)-comet/.installed  ## compare the comet scorer with COMET itself, in a separate environment: .venv-comet
 	$(VENV)-comet/bin/python -m pytest tests/stages/quality/comet/test_unbabel.py
 
-test-gpu: $(STAMP)  ## the tests that need a GPU, of scoring and of training
+test-gpu: $(STAMP)  ## run the tests that need a GPU, for scoring and training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality,train]'
-	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU: TORCH names another build")'
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU: choose another build with TORCH")'
 	CORPUSPREP_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
-train-demo: $(STAMP)  ## both stages of the training on the quickstart's mix and a tiny model, on the CPU
+train-demo: $(STAMP)  ## train a tiny model on the quickstart's mix, in two stages, on the CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,train]'
 	test -d out/quickstart/mix || $(MAKE) quickstart
 	rm -rf out/train-demo
 	$(BIN)/python examples/tiny_model.py out/quickstart/mix out/train-demo/model
 	$(BIN)/corpusprep train examples/train_demo.toml --mix out/quickstart/mix --out out/train-demo/run
 
-check: $(STAMP)  ## format, lint, types, tests
+check: $(STAMP)  ## check format, lint and types, and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: $(STAMP)  ## against peers, into tests/benchmarks/RESULTS.md: PARTS=langid,search,... DATA=folder with real text
+bench: $(STAMP)  ## compare with other tools, into tests/benchmarks/RESULTS.md: PARTS=langid,search,... DATA=folder with real text
 	TORCH='$(TORCH)' $(BIN)/python tests/benchmarks/bench.py $(if $(PARTS),--parts $(PARTS)) $(if $(DATA),--data $(DATA))
 
-wheel: $(STAMP)  ## a wheel in dist/
+wheel: $(STAMP)  ## build a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 
-all: recipe-named $(STAMP)  ## the full run of a recipe: RECIPE=file OUT=folder
+all: recipe-named $(STAMP)  ## run a whole recipe: RECIPE=file OUT=folder
 	$(RUN)
 
 $(STAGES): recipe-named $(STAMP)

@@ -17,7 +17,7 @@ U64 = npt.NDArray[np.uint64]
 def string_buffers(
     column: pa.Array[Any] | pa.ChunkedArray[Any],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """The UTF-8 bytes of a string column, without a copy of the text where it is one chunk.
+    """The UTF-8 bytes of a string column, without a copy of the text if it is one chunk.
 
     Args:
         column: n strings of any Arrow string type; null counts as empty.
@@ -49,7 +49,7 @@ def string_buffers(
 
 @kernel
 def mix64(value: np.uint64) -> np.uint64:
-    """The finaliser of SplitMix64: a bijection of 64-bit integers whose bits all depend on each other."""
+    """The finaliser of SplitMix64: a bijection of 64-bit integers; each output bit depends on every input bit."""
     value = np.uint64(value)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -58,7 +58,7 @@ def mix64(value: np.uint64) -> np.uint64:
 
 @kernel
 def hash_bytes(data: npt.NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
-    """64-bit hash of `data[start:end]`, the same on every machine: eight bytes a step through `mix64`."""
+    """64-bit hash of `data[start:end]`, the same on every machine: eight bytes per step, through `mix64`."""
     prime = np.uint64(0x9E3779B97F4A7C15)
     state = mix64(np.uint64(seed) ^ (np.uint64(end - start) * prime))
     i = start
@@ -106,16 +106,16 @@ def combine(hashes: U64, keys: npt.NDArray[np.integer] | int) -> U64:
 
 
 def row_keys(table: pa.Table, seed: int) -> U64:
-    """One seeded 64-bit hash a row of its provenance (`source`, `shard`, `row`), shape (n,).
+    """One seeded 64-bit hash per row, of its provenance (`source`, `shard`, `row`), shape (n,).
 
-    It orders rows for samples, quotas and the shuffle; it depends on nothing else than the row and the seed.
+    It orders rows for samples, quotas and the shuffle, and depends only on the provenance and the seed.
     """
     hashes = hash_strings(table["shard"], hash_strings(table["source"], seed))
     return combine(hashes, table["row"].to_numpy())
 
 
 def shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table's columns in the order and types of a schema; those that it lacks are null."""
+    """The table's columns in the order and types of a schema; missing columns are null."""
     arrays: list[Any] = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]
@@ -132,6 +132,6 @@ def join(*columns: Any, separator: str) -> pa.ChunkedArray[Any]:
 
 
 def count_values(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> dict[str, int]:
-    """How often each value stands in a column."""
+    """How often each value occurs in a column."""
     counts: Any = pc.value_counts(column)
     return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""The command line. Everything heavy is imported when a command runs, so that `--help` is immediate."""
+"""The command line. Heavy modules are imported only when a command runs, so that `--help` is immediate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corpusprep.errors import CorpusprepError
 
 STAGES = {
     "clean": "Normalise text and drop pairs that break a rule.",
-    "langid": "Drop pairs that are in another language than they say.",
+    "langid": "Drop pairs that are not in the languages of their labels.",
     "dedup": "Drop exact and near duplicates, and copies of evaluation text.",
     "quality": "Score pairs and drop those below the threshold.",
     "balance": "Select pairs to fill a budget of tokens, shared between language pairs.",
@@ -42,7 +42,7 @@ class _Bytes(click.ParamType[int]):
 def cli() -> None:
     """Turns raw parallel corpora into a small, clean, balanced training mix.
 
-    `corpusprep run` takes a recipe through all stages; each stage is a command of its own too.
+    `corpusprep run` runs all stages of a recipe; each stage is also a separate command.
     """
 
 
@@ -60,12 +60,12 @@ def cli() -> None:
 @click.option(
     "--source", "sources", multiple=True, metavar="FORMAT=PATH", help="Add a source: --source opus100=data/opus."
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes. [default: one a core; one for small input]")
-@click.option("--memory", type=_Bytes(), help="Memory that the run may take, as 8G; it bounds the workers.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. [default: one per core; one for small input]")
+@click.option("--memory", type=_Bytes(), help="Memory that the run may use, such as 8G; limits the workers.")
 @click.option("--until", type=click.Choice(list(STAGES)), help="Stop after this stage; no mix is written.")
-@click.option("--redo", type=click.Choice(list(STAGES)), help="Do this stage again, and all that follows from it.")
-@click.option("--dry-run", is_flag=True, help="Read the heads of the sources and print what would happen.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--redo", type=click.Choice(list(STAGES)), help="Do this stage and all that follows from it again.")
+@click.option("--dry-run", is_flag=True, help="Read the first rows of the sources and print what would happen.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def run_command(
     recipe: Path | None,
     out: Path,
@@ -78,7 +78,7 @@ def run_command(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Run RECIPE (TOML) from its sources to the mix; an interrupted run goes on where it stopped."""
+    """Run RECIPE (TOML) from its sources to the mix; an interrupted run continues where it stopped."""
     from corpusprep.pipeline import dry_run as preview
     from corpusprep.pipeline import run
     from corpusprep.recipe import load_recipe
@@ -104,13 +104,13 @@ def run_command(
         )
     if result.manifest is None:
         click.echo(
-            f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to go on."
+            f"Stopped after {until}: {result.accounts.kept():,} rows are left. Run again without --until to continue."
         )
     else:
         click.echo(mix_line(result.manifest, out))
     made = sum(n for kind, n in result.made.items())
     reused = sum(result.reused.values())
-    click.echo(f"{made:,} parts made, {reused:,} taken from before, in {time.monotonic() - started:.1f} s.")
+    click.echo(f"{made:,} parts made, {reused:,} reused, in {time.monotonic() - started:.1f} s.")
 
 
 def _stage_command(name: str, text: str) -> click.Command:
@@ -160,18 +160,18 @@ for _name, _text in STAGES.items():
 
 @cli.command("thresholds")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--pair", "pairs", multiple=True, metavar="PAIR", help="Only this pair, as en-sw; may be given again.")
+@click.option("--pair", "pairs", multiple=True, metavar="PAIR", help="Only this pair, such as en-sw; can be repeated.")
 @click.option(
-    "--budget", type=click.IntRange(1), help="Suggest thresholds that leave so many tokens. [default: the recipe's]"
+    "--budget", type=click.IntRange(1), help="Suggest thresholds that leave this many tokens. [default: the recipe's]"
 )
 @click.option(
     "--examples", type=click.IntRange(0), default=3, show_default=True, help="Rows to show beside the cut-off."
 )
 def thresholds_command(folder: Path, pairs: tuple[str, ...], budget: int | None, examples: int) -> None:
-    """Show what thresholds of quality would leave of the run in DIR.
+    """Show what different quality thresholds would leave of the run in DIR.
 
-    DIR is the folder of a run that came to score its rows (corpusprep run --until quality does). Another threshold costs no
-    scoring: change the recipe and start the run again.
+    DIR is the folder of a run whose rows are scored (corpusprep run --until quality is enough). Another threshold needs
+    no new scoring: change the recipe and start the run again.
     """
     from corpusprep.commands.thresholds import describe, read_recipe, read_scores
 
@@ -182,8 +182,8 @@ def thresholds_command(folder: Path, pairs: tuple[str, ...], budget: int | None,
     click.echo(describe(found, wanted, recipe.balance))
     if partial:
         click.echo(
-            "\nThese are the rows that were scored until the budget was filled, not all that there are. To see all, and what "
-            "thresholds would fill a budget, run with --until quality --set quality.until=all."
+            "\nThese are only the rows that were scored until the budget was filled. To see all rows, and the "
+            "thresholds that fill a budget, run with --until quality --set quality.until=all."
         )
     elif pairs and budget:
         click.echo("\nA budget is shared by all pairs: leave out --pair to see thresholds for it.")
@@ -256,7 +256,7 @@ def agree_command(
 @cli.command("train")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--mix", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder mix of a run: out/run/mix."
+    "--mix", required=True, type=click.Path(path_type=Path, file_okay=False), help="Mix folder of a run: out/run/mix."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for stage-1, stage-2 and their logs."
@@ -264,16 +264,16 @@ def agree_command(
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set train.model=Qwen/Qwen3-8B."
 )
-@click.option("--stage", type=click.IntRange(1), help="Only this stage; it starts from the one before.")
-@click.option("--resume", is_flag=True, help="Go on with what --out holds.")
-@click.option("--dry-run", is_flag=True, help="Print what is trained, steps and memory, and stop.")
+@click.option("--stage", type=click.IntRange(1), help="Train only this stage; it starts from the previous one.")
+@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--dry-run", is_flag=True, help="Print trained layers, steps and memory, and stop.")
 @click.option(
     "--export",
     type=(click.Choice(["llamafactory"]), click.Path(path_type=Path, file_okay=False)),
     metavar="llamafactory DIR",
-    help="Write the files that run the same stages with LLaMA-Factory into DIR, and stop.",
+    help="Write files to DIR that run the same stages with LLaMA-Factory, and stop.",
 )
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def train_command(
     recipe: Path | None,
     mix: Path,
@@ -285,10 +285,11 @@ def train_command(
     export: tuple[str, Path] | None,
     quiet: bool,
 ) -> None:
-    """Train a model on a mix, by the [train] table of RECIPE.
+    """Train a model on a mix, with the [train] table of RECIPE.
 
-    Bottom layers first, then top layers, everything else frozen; each stage leaves a folder that transformers opens, with a
-    card, the loss curve and the checks of what changed. Needs pip install 'corpusprep[train]'.
+    By default, the bottom layers are trained first, then the top layers; everything else is frozen. Each stage writes a
+    model folder for transformers, with a model card, the loss curve and a report of the changes. Needs pip install
+    'corpusprep[train]'.
     """
     from corpusprep.recipe import load_train
     from corpusprep.report.progress import Bars, Progress
@@ -324,7 +325,7 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 @cli.command("settings")
 @click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "stage", "rejects", "train"]))
 def settings_command(stage: str | None) -> None:
-    """Print the settings of STAGE, or of all, with their defaults and what they mean."""
+    """Print the settings of STAGE, or of all stages, with their defaults and meanings."""
     from corpusprep.commands.stage import describe_settings
 
     click.echo(describe_settings(stage))
@@ -332,14 +333,14 @@ def settings_command(stage: str | None) -> None:
 
 @cli.command("compile")
 def compile_command() -> None:
-    """Compile the kernels now rather than on first use (once an installation, about a minute)."""
+    """Compile the kernels now rather than on first use (once per installation, about a minute)."""
     from corpusprep.commands.compile import compile_kernels
 
     compile_kernels()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors that a user can mend are one message and exit code 2; a fault of the program is 70."""
+    """Entry point. An error that the user can solve gives one message and exit code 2; a bug gives exit code 70."""
     code = _guard(lambda: cli.main(arguments, standalone_mode=False))
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -354,7 +355,8 @@ def _guard(call: Callable[[], Any]) -> Any:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "\nInterrupted. Start the same command again (train: with --resume): it goes on where it stopped.", err=True
+            "\nInterrupted. Start the same command again (train: with --resume): it continues where it stopped.",
+            err=True,
         )
         sys.exit(130)
     except BrokenPipeError:
@@ -364,23 +366,23 @@ def _guard(call: Callable[[], Any]) -> Any:
         sys.exit(2)
     except OSError as error:
         remedy = (
-            "Free some space and start again: the run goes on where it stopped."
+            "Free some space and start again: the run continues where it stopped."
             if error.errno == 28
-            else "Nothing that was done is lost."
+            else "Finished work is kept."
         )
         click.echo(f"error: {error.filename or 'input or output'}: {error.strerror or error}. {remedy}", err=True)
         sys.exit(2)
     except MemoryError:
         click.echo(
-            "error: out of memory. Start again with fewer workers or a smaller --memory: the run goes on.", err=True
+            "error: out of memory. Start again with fewer workers or a smaller --memory: the run continues.", err=True
         )
         sys.exit(2)
     except Exception as error:
         if os.environ.get("CORPUSPREP_TRACEBACK"):
             raise
         click.echo(
-            f"internal error: {type(error).__name__}: {error}\nThis is a fault of the program. Nothing that was done is "
-            "lost. Please report it with the trace that CORPUSPREP_TRACEBACK=1 shows.",
+            f"internal error: {type(error).__name__}: {error}\nThis is a bug in corpusprep. Finished work is kept. "
+            "Please report it with the traceback that CORPUSPREP_TRACEBACK=1 prints.",
             err=True,
         )
         sys.exit(70)

@@ -1,4 +1,4 @@
-"""One canonical form for the names of languages: ISO 639-1, ISO 639-3 and FLORES codes in, one code out."""
+"""One canonical form for language codes; accepts ISO 639-1, ISO 639-3 and FLORES codes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import langcodes
 
 from corpusprep.errors import SettingsError
 
-# The individual language that corpora and models write where ISO 639-1 names the macrolanguage; the list is that of
-# FLORES-200's choices. Other members (arz, yue, ckb, azb, …) stay languages of their own.
+# Individual languages that corpora and models use in place of the macrolanguage of ISO 639-1, as FLORES-200 chooses
+# them. Other members (arz, yue, ckb, azb, …) remain separate languages.
 _STANDARD = {
     "als": "sq", "arb": "ar", "ayr": "ay", "azj": "az", "cmn": "zh", "dik": "din", "ekk": "et", "fil": "tl",
     "fuv": "ff", "gaz": "om", "gug": "gn", "khk": "mn", "kmr": "ku", "knc": "kr", "lvs": "lv", "npi": "ne",
@@ -25,19 +25,18 @@ _CODE = re.compile(r"^([A-Za-z]{2,3})(?:[_-]([A-Za-z]{4}))?(?:[_-]([A-Za-z]{2}|[
 def default_script(language: str) -> str | None:
     """The script (ISO 15924) that a language is mostly written in, or None where CLDR does not know it."""
     script = langcodes.Language.get(language, normalize=False).maximize().script
-    # Corpora call Korean text Hangul; CLDR's Kore (Hangul and Han) is the same thing to them.
+    # Corpora label Korean text as Hangul; CLDR's Kore (Hangul and Han) means the same.
     return "Hang" if script == "Kore" else script
 
 
 @functools.cache
 def canonical(code: str) -> str:
-    """The canonical form of a language's code.
+    """The canonical form of a language code: the shortest ISO 639 code, with the script if it is not the usual one.
 
-    `en`, `eng`, `eng_Latn` and `en-US` are `en`; `swh_Latn` is `sw`; `zho_Hant` is `zh_Hant`. The shortest ISO 639
-    code is used, and the script only where it is not the language's usual one.
+    `en`, `eng`, `eng_Latn` and `en-US` are `en`; `swh_Latn` is `sw`; `zho_Hant` is `zh_Hant`.
 
     Raises:
-        SettingsError: the text is not a code of a language.
+        SettingsError: the text is not a language code.
     """
     parts = _CODE.match(code.strip())
     if parts is None:
@@ -49,7 +48,7 @@ def canonical(code: str) -> str:
         found = langcodes.Language.get(langcodes.standardize_tag(language))
         if not found.is_valid():
             raise SettingsError(
-                f"{code!r} names no language of ISO 639. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn)."
+                f"{code!r} is not a language of ISO 639. Use ISO 639-1 (sw), ISO 639-3 (swh) or FLORES (swh_Latn)."
             )
         if found.language is not None and language not in ("sh",):
             language = found.language
@@ -62,8 +61,8 @@ def canonical(code: str) -> str:
 
 
 def explicit(code: str) -> str:
-    """The canonical form that keeps a script which the writer named and which is not self-evident: `srp_Cyrl` is
-    `sr_Cyrl` (and so not Serbian in Latin script), `sr` is `sr`, `eng_Latn` is `en`."""
+    """The canonical form, with a named script kept if the language has two: `srp_Cyrl` is `sr_Cyrl` (so not Serbian in
+    Latin script), `sr` is `sr`, `eng_Latn` is `en`."""
     base = canonical(code)
     parts = _CODE.match(code.strip())
     if parts is not None and parts[2] is not None and language_of(base) in _TWO_SCRIPTS:
@@ -82,9 +81,9 @@ def script_of(code: str) -> str | None:
 
 
 def matches(asked: str, found: str) -> bool:
-    """Whether data labelled `found` answers a recipe that asks for `asked` (any codes).
+    """Whether data labelled `found` matches the code `asked` in a recipe (any codes).
 
-    A language without script stands for its usual script; a recipe that names a script also takes data that names none.
+    A code without a script means the usual script; a recipe that names a script also accepts data that names none.
     """
     named = _CODE.match(found.strip())
     script = named[2].title() if named is not None and named[2] is not None else None
@@ -95,7 +94,7 @@ def matches(asked: str, found: str) -> bool:
 
 
 def order_pair(a: str, b: str) -> tuple[str, str]:
-    """The two sides in canonical order: English is the source where it is one side, else alphabetical."""
+    """The two sides in canonical order: English first if it is one of them, else alphabetical."""
     if language_of(a) == "en":
         return (a, b)
     if language_of(b) == "en":
@@ -104,7 +103,7 @@ def order_pair(a: str, b: str) -> tuple[str, str]:
 
 
 def parse_pair(pair: str) -> tuple[str, str]:
-    """`"en-de"` (any codes, either order) as two codes in the order written, with scripts kept where they are named.
+    """Splits `"en-de"` (any codes, either order) into two codes in the order written, with named scripts kept.
 
     Raises:
         SettingsError: the text is not two codes joined by a hyphen.

@@ -1,20 +1,20 @@
-"""The errors that a user meets: each says where, what and how to go on."""
+"""Errors for the user: each says where the problem is, what is wrong and what to do."""
 
 from __future__ import annotations
 
 
 class CorpusprepError(Exception):
-    """A condition that the user can mend. The command line prints it and ends with exit code 2."""
+    """A problem that the user can solve. The command line prints it and ends with exit code 2."""
 
 
 class InputError(CorpusprepError):
-    """A file that cannot be read as it stands.
+    """A file cannot be read.
 
     Args:
-        file: the file as the user would name it.
+        file: the file, as the user would write its path.
         problem: what is wrong, in one clause.
         remedy: what to do, in one clause.
-        row: line in the file, from 0, where the problem was met; None where no row is to blame.
+        row: line in the file, from 0, that has the problem; None if it is not in one row.
     """
 
     def __init__(self, file: str, problem: str, remedy: str, row: int | None = None) -> None:
@@ -27,8 +27,8 @@ class InputError(CorpusprepError):
 
 
 class SettingsError(CorpusprepError):
-    """A key or value in a recipe or on the command line that is not understood."""
+    """A key or value in a recipe or on the command line is not valid."""
 
 
 class RunError(CorpusprepError):
-    """A run that cannot start or go on: a locked folder, a model that is missing, a failed check."""
+    """A run cannot start or continue: a locked folder, a missing model, a failed check."""

@@ -1,10 +1,10 @@
-"""The decorator of compiled kernels, and where their code is kept.
+"""The decorator for compiled kernels, and the cache of their code.
 
-Numba keeps compiled code in `__pycache__`, or in the user's cache where that cannot be written to. Two things are
-different here. The code lies in a folder named by a digest of all sources of kernels: Numba looks at a kernel's own file
-alone, and would go on running what an edited kernel of another file has become part of. And it is saved under a lock:
+Numba caches compiled code in `__pycache__`, or in the user's cache if it cannot write there. This module changes two
+things. First, the folder is named by a digest of the sources of all kernels: Numba checks only a kernel's own file, and
+would keep running code that inlines an old version of a kernel in another file. Second, code is saved under a lock:
 processes that compile one kernel for different types at the same time would overwrite each other's entries, and then run
-code made for other types.
+code for the wrong types.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def kernel(function: Callable[..., Any], /) -> Callable[..., Any]: ...
 @overload
 def kernel(*, inline: str = ..., forceinline: bool = ...) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Compiles a function with Numba on its first call, without the GIL, and keeps the code for later processes.
+    """Compiles a function with Numba on its first call, without the GIL, and caches the code for later processes.
 
-    For kernels of this package: code kept for a function of another module would outlive edits of that module.
+    Only for kernels of this package: the digest does not cover other modules, so their edits would have no effect.
 
     Args:
-        function: the function; where it is not given, a decorator is returned.
-        options: of `numba.njit`.
+        function: the function; if it is not given, a decorator is returned.
+        options: options of `numba.njit`.
     """
     if function is None:
         return functools.partial(kernel, **options)
     dispatcher = numba.njit(nogil=True, **options)(function)
-    with contextlib.suppress(RuntimeError):  # there is no folder to keep it in: it is compiled by every process
+    with contextlib.suppress(RuntimeError):  # there is no folder for the cache: every process compiles the kernel
         dispatcher._cache = _KernelCache(function)
     return dispatcher
 
@@ -60,7 +60,7 @@ class _KernelCache(FunctionCache):
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process; goes without one where the file system has none, or gives it to nobody."""
+    """Holds a lock that ends with the process. Continues without it if there are no locks or the wait is too long."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as lock:
         for _ in range(100):
@@ -76,8 +76,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def sources_digest() -> str:
-    """A digest of the modules that kernels and the constants that they use are in: the stages, the sources, and those of
-    the engine room that hold kernels. An edit elsewhere need not cost a minute of compiling."""
+    """A digest of all modules with kernels or with constants that kernels use: the stages, the sources, and the modules
+    of this folder that have kernels. An edit elsewhere does not cost a minute of compiling."""
     package = Path(__file__).parent
     folders = [(package, "*.py"), (package / "sources", "**/*.py"), (package / "stages", "**/*.py")]
     state = hashlib.sha256()
@@ -90,7 +90,7 @@ def sources_digest() -> str:
 
 
 def remove_old() -> None:
-    """Removes the code that other versions of the kernels left beside this one's."""
+    """Removes the cached code of other versions of the kernels."""
     folders = {Path(dispatcher._cache.cache_path) for dispatcher in _dispatchers()}
     for folder in folders:
         for other in folder.parent.glob(f"{_PREFIX}*"):

@@ -1,4 +1,4 @@
-"""A run: its steps in their order, each remaking only what its keys say has changed."""
+"""A run: its steps in order. Each step makes only the parts whose keys have changed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from corpusprep.store import Store, lock
 
 __all__ = ["RunResult", "dry_run", "run"]
 
-_WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models at work on full batches
+_WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models, on full batches
 _OWN_MEMORY = 700 << 20
-_HEADS = 200  # shards whose heads a dry run reads
+_HEADS = 200  # shards that a dry run reads
 _SMALL_INPUT = 4 << 20  # below this many bytes of input, starting processes takes longer than the work
 _KINDS = {  # the kinds of parts that a stage makes, for --redo
     "clean": ("pass1", "verify"),
@@ -59,21 +59,21 @@ def run(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Runs a recipe into a folder; a run that was interrupted goes on where it stopped.
+    """Runs a recipe into a folder; an interrupted run continues where it stopped.
 
     Args:
         recipe: see `corpusprep.recipe.load_recipe`.
         out: a folder on a local or shared POSIX file system; it will hold `mix/`, `rejects/`, `manifest.json` and
             `parts/`.
-        workers: processes; by default one a core, or one alone where the input is small.
-        memory: bytes that the run may take; it bounds the workers.
+        workers: processes; by default one per core, or only one if the input is small.
+        memory: bytes that the run may use; limits the number of workers.
         until: stop after this stage; `mix/` is then not written.
-        redo: make this stage's parts, and so all that follows from them, again.
-        engine: where the tasks run; by default `LocalEngine`.
-        progress: told of what happens.
+        redo: make the parts of this stage again, and all parts that follow from them.
+        engine: runs the tasks; by default `LocalEngine`.
+        progress: receives the progress.
 
     Raises:
-        InputError: a source cannot be read as it stands.
+        InputError: a source cannot be read.
         RunError: the folder is in use, a model is missing, a check failed.
     """
     for name in (until, redo):
@@ -105,7 +105,7 @@ def run(
 
 
 def _clean_alone(recipe: Recipe) -> Recipe:
-    """The recipe without what follows `clean` in the first pass."""
+    """The recipe without the stages that follow `clean` in the first pass."""
     off = {"enabled": False}
     return recipe.model_copy(
         update={
@@ -117,7 +117,7 @@ def _clean_alone(recipe: Recipe) -> Recipe:
 
 
 def default_workers(workers: int | None, memory: int | None, input_bytes: int) -> int:
-    """The number of processes for an input, within a bound of memory."""
+    """The number of processes for an input, within a memory limit."""
     if workers is None:
         workers = 1 if input_bytes < _SMALL_INPUT else os.cpu_count() or 1
     if memory is not None:
@@ -129,7 +129,7 @@ def open_sources(recipe: Recipe) -> list[tuple[Source, list[Shard]]]:
     """The recipe's sources and their shards.
 
     Raises:
-        InputError: a source has nothing to read, or a pair that the recipe names is nowhere.
+        InputError: a source has nothing to read, or no source has a pair that the recipe names.
     """
     opened = []
     missing: dict[str, int] = {}
@@ -143,8 +143,8 @@ def open_sources(recipe: Recipe) -> list[tuple[Source, list[Shard]]]:
         if times >= asked:
             raise InputError(
                 ", ".join(s.path for s in recipe.source if pair in s.pairs),
-                f"holds no pair {pair}",
-                "Take it from `pairs`, or name the source that holds it",
+                f"has no pair {pair}",
+                "Remove it from `pairs`, or add the source that has it",
             )
     return opened
 
@@ -166,15 +166,15 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
         _count_verdicts(run, parts, duplicates)
         return
     settings = run.recipe.quality
-    states = learn(run, parts, duplicates, settings)
     if settings.enabled and settings.until == "budget":
-        found = score_until_filled(run, parts, duplicates, states)
+        found = score_until_filled(run, parts, duplicates)
         scores, cutoffs, tokens, at_hand = found.scores, found.cutoffs, found.tokens, found.counts
         write_index(run, parts, duplicates, scores, cutoffs, found.wanted)
         if ends("quality"):
             _count_verdicts(run, parts, tokens, ("dedup", "quality"))
             return
     else:
+        states = learn(run, parts, duplicates, settings)
         scores = score(run, parts, duplicates, states, settings)
         cutoffs = find_cutoffs(run, parts, duplicates, scores, states)
         passed = drop_low(run, parts, duplicates, scores, cutoffs)
@@ -191,7 +191,7 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
 
 
 def _count_verdicts(run: Run, parts: Sequence[Part], verdicts: Column, stages: Sequence[str] = STAGES) -> None:
-    """Enters what a column of verdicts drops, at some stages, into the accounts."""
+    """Adds the rows that a column of verdicts drops at some stages to the accounts."""
     for part in parts:
         values, counts = np.unique(verdicts.array(part, "verdict"), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
@@ -209,10 +209,10 @@ def _file_size(file: str) -> int:
 
 
 def dry_run(recipe: Recipe, rows: int = 1000) -> str:
-    """What a run would do, from the heads of the sources: shards, sizes, and what the first stages make of the first rows.
+    """Describes what a run would do, from the first rows of each shard: shards, sizes, and counts of the first stages.
 
     Args:
-        rows: read from the beginning of each shard.
+        rows: number of rows to read from the beginning of each shard.
     """
     opened = open_sources(recipe)
     accounts = Accounts(["read", "clean", "langid", "dedup"])
@@ -225,7 +225,7 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
     for source, shard in shards[:_HEADS]:
         batch = next(iter(source.read(shard, max_rows=rows)), None)
         size = sum(_file_size(file) for file in shard.files)
-        pair = "-".join(shard.pair) if shard.pair else "as its rows say"
+        pair = "-".join(shard.pair) if shard.pair else "set in each row"
         lines.append((shard.source, shard.shard, pair, f"{size / 2**20:,.1f} MiB"))
         if batch is None:
             continue
@@ -244,8 +244,10 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
     text = [
         f"recipe {recipe.name}: {len(shards)} shards of {len(opened)} sources",
         columns(lines, ("source", "shard", "pair", "size")),
-        f"evaluation text: {len(recipe.dedup.against)} paths named, {against} shards of the sources' own dev and test splits",
-        f"the first {rows:,} rows of each shard (of {min(len(shards), _HEADS)} shards) through the first pass (duplicates, scores and quotas need the whole):",
+        f"evaluation text: {len(recipe.dedup.against)} paths in the recipe, {against} shards of the sources' dev and "
+        "test splits",
+        f"first pass on the first {rows:,} rows of each shard ({min(len(shards), _HEADS)} shards; duplicates, scores "
+        "and quotas need all rows):",
         summary(accounts),
         f"then: duplicates within {recipe.dedup.max_distance} bits, scorer {recipe.quality.scorer}, budget "
         + (f"{recipe.balance.budget:,} tokens" if recipe.balance.budget else "none"),

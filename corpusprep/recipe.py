@@ -1,4 +1,4 @@
-"""Recipes: a TOML file, `--set` and `--source` on top of it, and answers to what is misspelt."""
+"""Recipes: a TOML file, `--set` and `--source` on top of it, and hints for misspelt keys."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ STAGES = ("clean", "langid", "dedup", "quality", "balance", "instruct")
 
 
 class UserStage(Settings):
-    """A stage of the user's own, a `[[stage]]` table: it runs in the first pass, on one batch of rows at a time."""
+    """A user-defined stage, a `[[stage]]` table. It runs in the first pass, on one batch of rows at a time."""
 
     function: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`module:function`; called as `function(table, options)`, it returns (kept, dropped) or `Outcome`; `dropped` bears a
-    column `reason`, to which `<function>.` is put in front where it names no stage."""
+    """`module:function`, called as `function(table, options)`. It returns (kept, dropped) or `Outcome`. `dropped` has a
+    column `reason`; a reason that names no stage gets the prefix `<function>.`."""
     after: Literal["read", "clean", "langid"] = "langid"
-    """The stage that it follows; several after the same one run in the order of the recipe."""
+    """The stage that it follows; several that follow the same stage run in the order of the recipe."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Handed on as they are."""
+    """Options that are passed to the function unchanged."""
 
 
 class RejectsSettings(Settings):
-    """What `rejects/` holds."""
+    """The content of `rejects/`."""
 
     text: Literal["judged", "all", "none"] = "judged"
-    """Which drops carry their text: those that a rule or a score judged (exact duplicates and rows beyond the quota carry
-    ids only), all, or none."""
+    """Which dropped rows keep their text: all, none, or those that a rule or a score judged (exact duplicates and rows
+    beyond the quota then have only ids)."""
 
 
 class Recipe(Settings):
-    """A run as it is asked for: sources, the settings of each stage, a name and a seed."""
+    """The settings of a run: sources, the settings of each stage, a name and a seed."""
 
     name: str = Field(default="corpusprep", pattern=r"^[\w.+-]+$", max_length=80)
     """Name of the mix, in its dataset card and manifest."""
     seed: int = Field(default=1, ge=0, lt=1 << 32)
-    """Decides samples, quotas, templates and the shuffle."""
+    """Seed of samples, quotas, templates and the shuffle."""
     verify: int = Field(default=1000, ge=0)
-    """Rows, drawn by the seed, of which languages and fingerprints are computed again with fastText and the `simhash`
-    package; a value that differs stops the run. 0 trusts the kernels."""
+    """Number of rows, drawn by the seed, whose languages and fingerprints are computed again with fastText and the
+    `simhash` package. A value that differs stops the run. 0 turns the check off."""
     source: tuple[SourceSettings, ...] = Field(min_length=1)
-    """The `[[source]]` tables, in the order in which their rows rank as first."""
+    """The `[[source]]` tables. Of equally good duplicates, the row of the first source is kept."""
     stage: tuple[UserStage, ...] = ()
     rejects: RejectsSettings = RejectsSettings()
     clean: CleanSettings = CleanSettings()
@@ -67,15 +67,15 @@ class Recipe(Settings):
     balance: BalanceSettings = BalanceSettings()
     instruct: InstructSettings = InstructSettings()
     train: TrainSettings | None = None
-    """What `corpusprep train` does with the mix; nothing of it changes the mix."""
+    """Settings of `corpusprep train`. They do not change the mix."""
 
     @field_validator("source")
     @classmethod
     def _named(cls, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
-        """Gives sources without a name that of their format, numbered from the second on."""
+        """Names sources without a name after their format, numbered from the second on."""
         taken = {source.name for source in sources if source.name}
         if len(taken) < sum(1 for source in sources if source.name):
-            raise ValueError("two sources bear the same name; rows could not be told apart")
+            raise ValueError("two sources have the same name, so their rows could not be told apart")
         named = []
         for source in sources:
             name, number = source.name or source.format, 2
@@ -105,12 +105,11 @@ def load_recipe(
     Args:
         path: the TOML file; None starts from the defaults.
         overrides: `stage.key=value` each; the value is read as TOML, else as text.
-        sources: `format=path` each, added to the recipe's.
+        sources: `format=path` each, added to the recipe's sources.
 
     Raises:
-        InputError: no such file, or not TOML.
-        SettingsError: a key or value that is not understood; the message says where, what is allowed and the
-            nearest name.
+        InputError: the file does not exist, or is not TOML.
+        SettingsError: a key or value is not valid; the message says where, what is allowed and the nearest name.
     """
     text, data = _read(path)
     for source in sources:
@@ -123,7 +122,8 @@ def load_recipe(
     apply_overrides(data, overrides)
     if "source" not in data:
         raise SettingsError(
-            f"{path or 'The recipe'} names no source. Add a [[source]] table with format and path, or --source format=path."
+            f"{path or 'The recipe'} has no source. Add a [[source]] table with format and path, or "
+            "--source format=path."
         )
     return validate(Recipe, data, where=str(path or "settings"), text=text)
 
@@ -134,21 +134,21 @@ class _TrainRecipe(Settings):
 
 
 def load_train(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[TrainSettings, int]:
-    """The table `[train]` of a recipe, and the recipe's seed; nothing else of it is looked at.
+    """The table `[train]` of a recipe, and the recipe's seed; the rest of the recipe is ignored.
 
     Args:
         path: the TOML file; None starts from the defaults.
         overrides: `train.key=value` each.
 
     Raises:
-        InputError: no such file, or not TOML.
-        SettingsError: there is no such table, or a key or value in it is not understood.
+        InputError: the file does not exist, or is not TOML.
+        SettingsError: the table is missing, or a key or value in it is not valid.
     """
     text, data = _read(path)
     for override in overrides:
         if not override.startswith(("train.", "seed=")):
             raise SettingsError(
-                f"--set {override}: a training looks at train.… and seed alone, as in --set train.seed=2."
+                f"--set {override}: training reads only train.… and seed. Write, for example, --set train.seed=2."
             )
     apply_overrides(data, overrides)
     if "train" not in data:
@@ -167,11 +167,11 @@ def _read(path: str | Path | None) -> tuple[str, dict[str, Any]]:
             text = Path(path).read_bytes().decode("utf-8")
             data = tomllib.loads(text)
         except OSError as error:
-            raise InputError(str(path), f"cannot be read ({error.strerror})", "Name a recipe in TOML") from None
+            raise InputError(str(path), f"cannot be read ({error.strerror})", "Give a recipe in TOML") from None
         except UnicodeDecodeError:
             raise InputError(str(path), "is not UTF-8", "Save the recipe as UTF-8") from None
         except tomllib.TOMLDecodeError as error:
-            raise InputError(str(path), f"is not TOML: {error}", "Mend that line") from None
+            raise InputError(str(path), f"is not TOML: {error}", "Correct that line") from None
     return text, data
 
 
@@ -186,19 +186,19 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
         for key in keys[:-1]:
             if isinstance(place, list):
                 if not key.isdigit() or int(key) >= len(place):
-                    raise SettingsError(f"--set {override}: there is no number {key} in that list; it counts from 0.")
+                    raise SettingsError(f"--set {override}: the list has no item {key}; items are counted from 0.")
                 place = place[int(key)]
             else:
                 place = place.setdefault(key, {})
             if not isinstance(place, dict | list):
                 raise SettingsError(f"--set {override}: {key} is a value, not a table.")
         if isinstance(place, list):
-            raise SettingsError(f"--set {override}: name one table of the list by its number, from 0.")
+            raise SettingsError(f"--set {override}: choose one table of the list by its number, from 0.")
         place[keys[-1]] = parse_value(raw)
 
 
 def parse_value(raw: str) -> Any:
-    """A value from the command line: TOML where it is TOML, else the text itself."""
+    """Parses a value from the command line as TOML, or returns the text if it is not TOML."""
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -212,25 +212,25 @@ M = typing.TypeVar("M", bound=BaseModel)
 
 
 def validate(model: type[M], data: Mapping[str, Any], *, where: str, text: str = "") -> M:
-    """Makes settings of a table.
+    """Makes settings from a table.
 
     Args:
-        where: the file that the keys come from, for messages.
-        text: the file's content, to name the line.
+        where: the file that the keys come from, for error messages.
+        text: the file's content, to find the line.
 
     Raises:
-        SettingsError: one line for each key or value that is not understood.
+        SettingsError: a key or value is not valid; the message has one line for each.
     """
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
         items = error.errors()
         below = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
-        # A list whose items are wrong is also said to be too short, which is no news.
+        # A list with invalid items is also reported as too short, which adds nothing.
         items = [item for item in items if not (item["type"] == "too_short" and item["loc"] in below)]
         merged: dict[tuple[str, ...], dict[str, Any]] = {}
         for item in items:
-            # A setting of several types fails once a type, under a place that ends in the type's name.
+            # A setting with several types fails once per type, at a location that ends in the type's name.
             place = tuple(str(part) for part in item["loc"] if not _TYPE_LABEL.match(str(part)))
             if place in merged and item["type"] != "extra_forbidden":
                 merged[place]["msg"] += f", or {item['msg'].removeprefix('Input should be ')}"
@@ -284,7 +284,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _line(text: str, path: list[str]) -> int | None:
-    """The line, from 1, of the file that sets a key, found by its table's header and its name."""
+    """The line of the file, from 1, that sets a key; found by the header of its table and its name."""
     if not text or not path:
         return None
     lines = text.split("\n")

@@ -1,4 +1,4 @@
-"""What every stage is made of: settings, an outcome, and a reason with every drop."""
+"""Parts that all stages share: settings, outcomes, and a reason for every dropped row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PAIR_COLUMNS = ("src", "tgt", "src_lang", "tgt_lang")
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that is not known is an error."""
+    """Base of all settings: frozen; unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def without(self, *names: str) -> Self:
-        """These settings with some fields at their defaults: what is left decides a result, and its key."""
+        """These settings with some fields at their defaults, so that a key depends only on the others."""
         fields = type(self).model_fields
         return self.model_copy(update={name: fields[name].get_default(call_default_factory=True) for name in names})
 
@@ -37,11 +37,11 @@ class StageSettings(Settings):
 
 
 class Outcome(NamedTuple):
-    """What a stage made of a table.
+    """The result of a stage.
 
     Attributes:
-        kept: the rows that go on, in their order.
-        dropped: the rows that do not, in their order, with one more column `reason` (string,
+        kept: the rows that are kept, in their order.
+        dropped: the rows that are dropped, in their order, with an additional column `reason` (string,
             `stage.rule`, as in `clean.length_ratio`).
     """
 
@@ -50,13 +50,13 @@ class Outcome(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far what was computed agrees with a reference package.
+    """A comparison of computed values with a reference package.
 
     Attributes:
         reference: the package and its version.
-        compared: values compared.
-        largest_difference: of two numbers that should be the same.
-        disagreements: for each value that disagrees the row of the table, what was computed, and what the reference says.
+        compared: number of values compared.
+        largest_difference: largest difference of two numbers that should be the same.
+        disagreements: for each value that differs, the row of the table, the computed value and the reference's value.
     """
 
     reference: str
@@ -66,15 +66,15 @@ class Agreement(NamedTuple):
 
 
 def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str]) -> Outcome:
-    """Parts a table by a verdict a row.
+    """Splits a table by one verdict per row.
 
     Args:
         table: n rows.
         verdict: n integers; 0 keeps the row, k > 0 drops it for `reasons[k - 1]`.
-        reasons: the reasons, `stage.rule` each.
+        reasons: the reasons, each as `stage.rule`.
     """
     verdict = np.asarray(verdict)
-    table = table.cast(  # Arrow filters no string views
+    table = table.cast(  # Arrow cannot filter string views
         pa.schema([f.with_type(pa.string()) if pa.types.is_string_view(f.type) else f for f in table.schema])
     )
     kept = table.filter(pa.array(verdict == 0))
@@ -85,7 +85,7 @@ def split(table: pa.Table, verdict: npt.NDArray[np.integer], reasons: list[str])
 
 
 def pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Names of the pairs in a table, sorted, and the place of each row's pair among them."""
+    """Names of the pairs in a table, sorted, and the index of each row's pair among them."""
     if table.num_rows == 0:
         return [], np.zeros(0, np.int64)
     sides: list[Any] = [table[name].cast(pa.string()).combine_chunks() for name in ("src_lang", "tgt_lang")]
@@ -98,25 +98,25 @@ def pairs_of(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
 
 
 def load_function(reference: str, setting: str) -> Callable[..., Any]:
-    """The function that a user names as `module:function`.
+    """Imports the function that a user names as `module:function`.
 
     Args:
-        reference: as the recipe has it.
-        setting: the key that it stands under, for messages.
+        reference: the name, as in the recipe.
+        setting: the key that has it as its value, for error messages.
 
     Raises:
-        SettingsError: it cannot be imported, or is no function.
+        SettingsError: the function cannot be imported, or is not a function.
     """
     module, _, name = reference.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing the module can fail in any way
         raise SettingsError(
-            f"{setting} = {reference!r}: cannot be imported ({type(error).__name__}: {error}). Name it module:function, with "
-            "the module on PYTHONPATH."
+            f"{setting} = {reference!r}: cannot be imported ({type(error).__name__}: {error}). Write it as "
+            "module:function, and put the module on PYTHONPATH."
         ) from error
     if not callable(found):
-        raise SettingsError(f"{setting} = {reference!r}: is not a function.")
+        raise SettingsError(f"{setting} = {reference!r}: is not a function. Name one as module:function.")
     return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A run's folder of parts: each is written aside, then renamed into place under a key made of all it depends on."""
+"""A run's folder of parts. A part is written elsewhere, then renamed into place; its name has a key of its inputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from corpusprep.errors import RunError
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
-    """Parquet with zstd; the same rows give the same bytes.
+    """Writes Parquet with zstd; the same rows give the same bytes.
 
-    Level 1 and no dictionary for what does not repeat take half the time of the defaults, and no more room.
+    Level 1, and no dictionary for columns without repeated values, halve the time of the defaults and need no more
+    space.
     """
     repeating: Any = [name for name in table.column_names if _repeats(table[name].slice(0, 1024))]
     pq.write_table(
@@ -38,8 +39,8 @@ def _repeats(head: pa.ChunkedArray[Any]) -> bool:
 class Store:
     """The folder `DIR/parts`: `parts/KIND/NAME.KEY`, a file or a folder.
 
-    Only whole parts bear a key's name; what is being written lies in `parts/tmp`, which a new holder of the
-    folder's lock empties.
+    Only complete parts have such a name. Unfinished parts are in `parts/tmp`; the next run that holds the folder's lock
+    removes them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +48,7 @@ class Store:
         self.used: set[Path] = set()
 
     def path(self, kind: str, name: str, key: str) -> Path:
-        """Where a part lies or will lie; asking for it marks it as used by this run."""
+        """The path of a part, whether it exists or not. The call marks the part as used by this run."""
         path = self.folder / kind / f"{name}.{key}"
         self.used.add(path)
         return path
@@ -59,11 +60,11 @@ class Store:
         return folder / f"{os.getpid()}-{secrets.token_hex(6)}{suffix}"
 
     def put(self, scratch: Path, path: Path) -> None:
-        """Renames a finished file or folder into place; one that is there already stays, being the same."""
+        """Renames a finished file or folder into place. An existing part may stay, because it is the same."""
         commit(scratch, path)
 
     def begin(self) -> None:
-        """Empties `parts/tmp` of what an interrupted run left."""
+        """Removes what an interrupted run left in `parts/tmp`."""
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -87,7 +88,7 @@ class Store:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` to write a file under, which becomes `path` when all is written; no two writers share one."""
+    """Gives each writer a temporary path beside `path`, and renames it to `path` when the file is written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -100,7 +101,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def ready(path: str | Path) -> bool:
-    """Whether a part is there; a file of no bytes, as a loss of power can leave, is not."""
+    """Whether a part exists. An empty file, which a power failure can leave, does not count."""
     path = Path(path)
     try:
         return path.stat().st_size > 0 or path.is_dir()
@@ -129,7 +130,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the kernel lets go when the process ends, however it does.
+    """Locks a run's folder for this process. The kernel releases the lock when the process ends, however it ends.
 
     Raises:
         RunError: another process holds it.
@@ -139,7 +140,7 @@ def lock(folder: Path) -> Iterator[None]:
     ]
     if foreign and not (folder / ".lock").exists():
         raise RunError(
-            f"{folder}: holds a folder {foreign[0]} that is no run's. A run would replace it: choose another --out."
+            f"{folder}: has a folder {foreign[0]} that is not from a run. A run would replace it: choose another --out."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,6 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
-                f"{folder}: another corpusprep process is at work in this folder. Wait for it, or choose another --out."
+                f"{folder}: another corpusprep process is using this folder. Wait for it, or choose another --out."
             ) from None
         yield

@@ -1,8 +1,8 @@
 """Makes a small, noisy corpus in real layouts from the phrasebook: `python examples/build.py out/example-data`.
 
-Every row joins one to three phrases of `phrasebook.tsv`, with slots filled from `slots.tsv`, so that some sixty
-phrases make many thousands of distinct rows. To these come planted defects, at the rates below, and `truth.tsv`, which
-says what each row is. The same rows, seed and phrasebook give the same bytes.
+Every row joins one to three phrases of `phrasebook.tsv`, with slots filled from `slots.tsv`, so that about sixty
+phrases make many thousands of distinct rows. Defects are planted at the rates below; `truth.tsv` has the label of each
+row. The same rows, seed and phrasebook give the same bytes.
 
     opus-100-corpus/v1.0/supervised/de-en/opus.de-en-train.de    OPUS-100: line pairs, with dev and test files
     nllb/eng_Latn-swh_Latn.gz                                    NLLB: nine columns
@@ -30,8 +30,8 @@ NLLB = ("bn", "ko", "sr", "sw", "vi")
 CCMATRIX = ("de", "hu")
 FLORES = {"bn": "ben_Beng", "en": "eng_Latn", "ko": "kor_Hang", "sr": "srp_Cyrl", "sw": "swh_Latn", "vi": "vie_Latn"}
 
-# The share of a shard's rows that has each defect; the rest is clean. Duplicates, markup and mojibake are made of a
-# copy of a clean row of the same pair, in the same group as that row.
+# The share of a shard's rows that has each defect; the rest is clean. Duplicates, markup and mojibake are made from a
+# copy of a clean row of the same pair, and are in the same group as that row.
 RATES = {
     "exact_duplicate": 0.04,
     "near_duplicate": 0.03,
@@ -50,10 +50,10 @@ RATES = {
     "malformed": 0.002,
 }
 MOST_ROWS = 10_000
-# Every sixth phrase is kept for the dev and test files (and the leaks from them), so that no other row resembles them.
+# Every sixth phrase is used only in the dev and test files (and leaks from them), so that no other row resembles them.
 EVALUATION_PHRASES = slice(5, None, 6)
 
-# A language that a model may take for the one that it replaces would be a weak plant.
+# Languages that a model may confuse: one is not planted in place of the other.
 _ALIKE = ({"ru", "sr"}, {"ja", "zh"})
 _NUMBERS = {"number": (12, 98), "code": (101, 989), "degrees": (14, 36), "oven": (150, 230), "year": (1962, 2019)}
 _SLOT = re.compile(r"\{([a-z]+)(2?)\}")
@@ -61,7 +61,7 @@ _NO_SPACE = frozenset({"ja", "zh"})
 
 
 class Phrase(NamedTuple):
-    """One phrase with its slots filled: its place in the book, and for each slot a number or a row of its list."""
+    """One phrase with its slots filled: its index in the book, and for each slot a number or a row of its list."""
 
     place: int
     values: dict[str, str | int]
@@ -79,7 +79,7 @@ class Phrasebook:
 
     @classmethod
     def read(cls, folder: Path = HERE) -> Phrasebook:
-        """Reads `phrasebook.tsv` (a column a language) and `slots.tsv` (the slot's name, then the same columns)."""
+        """Reads `phrasebook.tsv` (one column per language) and `slots.tsv` (the slot's name, then the same columns)."""
         slots: dict[str, list[dict[str, str]]] = {}
         for row in _read_tsv(folder / "slots.tsv"):
             slots.setdefault(row.pop("slot"), []).append(row)
@@ -128,7 +128,7 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
 
 
 class Row(NamedTuple):
-    """A row of a shard: English and the other language, what it is, and the clean row that it comes from (-1: none)."""
+    """A row of a shard: English and the other language, its label, and the clean row that it comes from (-1: none)."""
 
     english: str
     other: str
@@ -164,7 +164,7 @@ class Corpus:
         return made
 
     def _items(self, count: int) -> list[Item]:
-        """New items: a few single phrases, two phrases for the most part, else three."""
+        """New items: a few of one phrase, most of two phrases, the rest of three."""
         singles = min(len(self.pools[0]), count // 20)
         pairs = min(len(self.pools[1]), count * 2 // 3)
         sizes = (singles, pairs, count - singles - pairs)
@@ -179,7 +179,7 @@ class Corpus:
         return self.book.text(item, "en"), self.book.text(item, self.language)
 
     def _new(self) -> tuple[str, str]:
-        """The two sides of a fresh item, which no clean row uses."""
+        """The two sides of a new item, which no clean row uses."""
         return self._texts(self._item(3))
 
     def _clean_row(self, item: Item) -> Row:
@@ -190,7 +190,7 @@ class Corpus:
     def _copy(self, label: str) -> Row:
         return self.random.choice(self.clean)._replace(label=label)
 
-    # One function a label, named after it.
+    # One function per label, named after it.
 
     def _exact_duplicate(self) -> Row:
         return self._copy("exact_duplicate")
@@ -220,7 +220,7 @@ class Corpus:
             return row._replace(other=data.decode("latin-1"))
 
     def _misaligned(self) -> Row:
-        """The translation of something else: no phrase in common."""
+        """English, and the translation of an item without a phrase in common."""
         item = self._item(3)
         used = {phrase.place for phrase in item}
         apart = next(set_ for set_ in reversed(self.pools[2]) if not used.intersection(set_))
@@ -250,7 +250,7 @@ class Corpus:
         return Row(text, text, "untranslated", -1)
 
     def _truncated(self) -> Row:
-        """One side breaks off after a fifth to a third."""
+        """One side is cut off after a fifth to a third."""
         english, other = self._new()
         share = self.random.uniform(0.2, 0.33)
         if self.random.random() < 0.5:
@@ -283,7 +283,7 @@ class Corpus:
 
 
 def _originals_first(rows: list[Row]) -> None:
-    """Puts the clean row of a group before its copies: of duplicates, the earliest is kept."""
+    """Puts the clean row of a group before its copies, because the first of several duplicates is kept."""
     first: dict[int, int] = {}
     for place, row in enumerate(rows):
         if row.group >= 0 and first.setdefault(row.group, place) != place and row.label == "clean":
@@ -299,7 +299,7 @@ def _head(text: str, share: float) -> str:
 
 
 def _capitals(text: str) -> str:
-    """Capital letters, or a doubled full stop where the script has no capitals."""
+    """Capital letters, or a doubled full stop if the script has no capitals."""
     return text.upper() if text.upper() != text else text + text[-1]
 
 
@@ -316,7 +316,7 @@ def _exclaim(text: str) -> str:
 
 
 def evaluation_items(book: Phrasebook, size: int, seed: int) -> list[Item]:
-    """Items for the dev and test files, the same for all pairs, as a real evaluation set has one English side."""
+    """Items for the dev and test files, the same for all pairs, like a real evaluation set with one English side."""
     random = Random(f"{seed}/evaluation")
     places = range(len(book.phrases))[EVALUATION_PHRASES]
     sets = [*itertools.combinations(places, 2), *itertools.combinations(places, 3)]
@@ -366,7 +366,7 @@ def _ccmatrix_shard(folder: Path, language: str, rows: list[Row], random: Random
 
 
 def _laser(row: Row, random: Random) -> str:
-    """A margin score as mined bitext brings it: a weak sign of a bad row."""
+    """A margin score like that of mined bitext: a weak sign of a bad row."""
     bad = row.label in ("misaligned", "truncated", "wrong_target_language", "wrong_source_language")
     return f"{random.uniform(1.04, 1.12) if bad else random.uniform(1.08, 1.25):.6f}"
 
@@ -389,7 +389,7 @@ def build(out: Path, rows: int = 1200, seed: int = 1) -> dict[str, int]:
 
     Args:
         out: folder; files of the same names are replaced.
-        rows: rows of each training shard. Under 200 there is no noise.
+        rows: rows of each training shard. With fewer than 200 there are no defects.
         seed: another seed gives other rows.
 
     Returns:

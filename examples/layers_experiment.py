@@ -1,30 +1,30 @@
-"""The claim of layer-selective tuning in miniature: `python examples/layers_experiment.py --out out/layers-experiment`.
+"""Tests layer-selective tuning on a small model: `python examples/layers_experiment.py --out out/layers-experiment`.
 
-LLaMAX2 / Qwen3-XPlus (arXiv 2510.09189) tunes only the bottom layers of an instruct model, then only the top ones, on a
-small translation mix, and says that the model gains translation and keeps its reasoning. Here a Qwen3 of eight layers
-and 0.6 million parameters is first taught two skills from scratch: sums modulo 10 with their steps written down, and
-text in three languages, untranslated. Then it gets English-German and English-Spanish from the quickstart's mix in
-three ways. All training goes through `corpusprep.training.train`.
+LLaMAX2 / Qwen3-XPlus (arXiv 2510.09189) tunes only the bottom layers of an instruct model, then only the top layers, on
+a small translation mix. It reports that the model gains translation and keeps its reasoning. Here a Qwen3 of eight
+layers and 0.6 million parameters first learns two skills from scratch: sums modulo 10 with written steps, and
+untranslated text in three languages. Then it is tuned on English-German and English-Spanish from the quickstart's mix
+in three ways. All training uses `corpusprep.training.train`.
 
     full         all layers, embeddings, norm and head, in both stages
-    bottom, top  layer 0, then layers 5-7: the paper's way, in about its shares (4 and 15 of 36)
-    middle       layer 1, then layers 2-4: as many parameters a stage, and just those layers that the paper's way leaves
+    bottom, top  layer 0, then layers 5-7: the paper's choice, in about its shares (4 and 15 of 36)
+    middle       layer 1, then layers 2-4: as many parameters per stage, in layers that the paper's choice leaves frozen
 
-Each way has two stages of the same steps on the same examples in the same order, with the same schedule. Its learning
-rate is the one of those tried that has the lowest translation loss on the development half of the held-out rows, for
-the first seed; the other half is what is reported. That rule asks for translation alone, so that a second table shows
-all rates; `--rates 1e-3` has all ways at one. A seed decides the first weights and the order of examples.
+All ways have two stages with the same number of steps, examples, order and schedule. The learning rate of each way is
+the tried rate with the lowest translation loss on the development half of the held-out rows, for the first seed; the
+other half is reported. This rule considers only translation, so a second table shows all rates; `--rates 1e-3` uses one
+rate for all ways. The seed sets the initial weights and the order of examples.
 
-    translation  answers to held-out rows of the mix; their phrases occur in it, in other company
-    sums         answers to held-out sums; an answer counts where every token is the likeliest, so that greedy decoding
-                 gives it whole
-    English      text of phrases that the first training had and the translation mix never shows
+    translation  answers to held-out rows of the mix; the mix has their phrases in other combinations
+    sums         answers to held-out sums; an answer is right if every token is the most likely one, so that greedy
+                 decoding gives the whole answer
+    English      text of phrases that are in the first training but not in the translation mix
 
-The base has read all three languages, as an instruct model has: else the frozen embeddings of pieces that it never saw
-would decide the comparison. Unlike the paper's models it knows nothing of translation, so that it has more to learn.
-Needs the extra `train`, and the quickstart's mix (`make quickstart`). Three seeds take 26 minutes of one core (half an
-hour on two busy ones); `--size tiny --seeds 1 --steps 5` takes six, and is only to see that all works. Started again,
-it goes on where it stopped; the seconds that it tells are those since that start.
+The base model has read all three languages, like an instruct model: otherwise, frozen embeddings of unseen tokens would
+decide the comparison. Unlike the paper's models, it cannot translate at all, so it has more to learn. The script needs
+the extra `train`, and the quickstart's mix (`make quickstart`). Three seeds take 26 minutes on one core (half an hour
+on two busy ones); `--size tiny --seeds 1 --steps 5` takes six, and only checks that everything works. If started again,
+it continues where it stopped; the printed seconds count from that start.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Size:
-    """The model's width and vocabulary, and how many sums, and texts in each language, the base is taught."""
+    """The model's width and vocabulary, and the number of sums, and of texts per language, to train the base on."""
 
     hidden: int
     vocabulary: int
@@ -88,7 +88,7 @@ def chat(prompt: str, answer: str) -> Chat:
 
 
 def sums(count: int, random: Random, without: Iterable[str] = ()) -> list[Chat]:
-    """Different sums modulo 10 of a digit and five steps between -3 and 3, each step written down."""
+    """Distinct sums modulo 10 of a digit and five steps between -3 and 3, with every step written down."""
     seen = set(without)
     made: list[Chat] = []
     while len(made) < count:
@@ -106,7 +106,7 @@ def sums(count: int, random: Random, without: Iterable[str] = ()) -> list[Chat]:
 
 
 def texts(count: int, language: str, places: Sequence[int], random: Random, without: Iterable[str] = ()) -> list[Chat]:
-    """Different texts of two of the phrasebook's phrases, slots filled anew."""
+    """Distinct texts of two phrases from the phrasebook, with newly filled slots."""
     book = Phrasebook.read()
     seen = set(without)
     made: list[Chat] = []
@@ -119,7 +119,7 @@ def texts(count: int, language: str, places: Sequence[int], random: Random, with
 
 
 def translations(mix: Path) -> tuple[list[Chat], list[Chat], list[Chat]]:
-    """The languages' examples of a mix: to train on, for development, and to report. A row's two directions stay together."""
+    """A mix's examples of the languages, for training, development and test. A row's two directions stay together."""
     files = [*sorted(mix.glob("train-*.parquet")), *sorted((mix / "validation").glob("*.parquet"))]
     rows: dict[tuple[str, int], list[Chat]] = {}
     for file in files:
@@ -128,7 +128,7 @@ def translations(mix: Path) -> tuple[list[Chat], list[Chat], list[Chat]]:
                 rows.setdefault((row["shard"], row["row"]), []).append(row["messages"])
     if len(rows) <= HELD_OUT_ROWS:
         raise SystemExit(
-            f"{mix}: has {len(rows)} rows of {', '.join(LANGUAGES)}; more than {HELD_OUT_ROWS} are needed."
+            f"{mix}: has {len(rows)} rows of {', '.join(LANGUAGES)}; it must have more than {HELD_OUT_ROWS}."
         )
     keys = sorted(rows)
     Random("held out").shuffle(keys)
@@ -138,7 +138,7 @@ def translations(mix: Path) -> tuple[list[Chat], list[Chat], list[Chat]]:
 
 
 def write_mix(folder: Path, examples: list[Chat], validation: list[Chat] | None = None) -> Path:
-    """A folder as `corpusprep run` leaves it."""
+    """Writes a mix folder like that of `corpusprep run`."""
     for file, chats in (
         (folder / "train-0.parquet", examples),
         (folder / "validation/validation-0.parquet", validation),
@@ -150,7 +150,7 @@ def write_mix(folder: Path, examples: list[Chat], validation: list[Chat] | None 
 
 
 def save_base(folder: Path, tokenizer: Any, hidden: int, seed: int) -> Path:
-    """A Qwen3 with random weights; its head and embeddings are two tensors, so that each can be trained."""
+    """Saves a Qwen3 with random weights. Its head and embeddings are two tensors, so that each can be trained."""
     save_model(folder, len(tokenizer), hidden=hidden, seed=seed, initializer_range=hidden**-0.5)
     tokenizer.save_pretrained(folder)
     return folder
@@ -175,7 +175,7 @@ def settings(model: Path, stages: tuple[TrainStage, ...], rate: float, **more: A
 
 
 def measure(folder: Path, sets: dict[str, list[Chat]]) -> dict[str, dict[str, float]]:
-    """Loss of the answers' tokens, and the share of answers of which every token is the likeliest."""
+    """Loss of the answers' tokens, and the share of answers in which every token is the most likely one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -190,7 +190,7 @@ def measure(folder: Path, sets: dict[str, list[Chat]]) -> dict[str, dict[str, fl
             pad = torch.nn.utils.rnn.pad_sequence
             ids = pad([ids for ids, _ in pairs], batch_first=True)
             labels = pad([labels for _, labels in pairs], batch_first=True, padding_value=IGNORED).long()[:, 1:]
-            with torch.inference_mode():  # what pads stands behind and is not looked at by what is before
+            with torch.inference_mode():  # padding is at the end, where earlier tokens do not attend to it
                 logits = model(input_ids=ids).logits[:, :-1].float()
             known = labels != IGNORED
             loss += float(torch.nn.functional.cross_entropy(logits[known], labels[known], reduction="sum"))
@@ -201,13 +201,13 @@ def measure(folder: Path, sets: dict[str, list[Chat]]) -> dict[str, dict[str, fl
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and the lowest and highest."""
+    """Mean, lowest and highest value."""
     mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
 def table(rows: list[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Rows of a name and its measurements, one a seed."""
+    """A Markdown table: each row has a name and its measurements, one per seed."""
     columns = (
         ("translation", "loss", ".3f"),
         ("sums", "exact", ".1%"),
@@ -224,7 +224,7 @@ def table(rows: list[tuple[str, list[dict[str, Any]]]]) -> str:
 def experiment(
     mix: Path, out: Path, seeds: Sequence[int], steps: int, rates: Sequence[float], size: Size
 ) -> dict[str, Any]:
-    """Trains and measures all; returns what `results.json` holds."""
+    """Trains and measures all models; returns the content of `results.json`."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -247,7 +247,7 @@ def experiment(
     tokenizer = save_tokenizer(out / "tokenizer", lines, size.vocabulary, TEMPLATE, digits=True)
 
     def tune(way: str, rate: float, seed: int) -> dict[str, Any]:
-        # The steps end a stage, so that the passes need only be enough.
+        # The steps end a stage; the number of epochs must only be large enough.
         how = settings(bases[seed], WAYS[way], rate, epochs=1000, max_steps=steps)
         made = train(
             how, translation_mix, out / f"seed-{seed}" / f"{way.replace(', ', '-')}-{rate:g}", seed=seed, resume=True
@@ -293,7 +293,7 @@ def experiment(
     swept += [(f"{run['way']} at {run['rate']:g}", [run["after"]]) for run in sweep]
     of = f"mean (lowest to highest) of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     told = (
-        f"After two stages of {steps} steps, at the rate chosen; {of}:\n\n{table(rows)}\n\n"
+        f"After two stages of {steps} steps, at the chosen rate; {of}:\n\n{table(rows)}\n\n"
         f"All rates, seed {seeds[0]}:\n\n{table(swept)}\n"
     )
     return {
@@ -312,20 +312,20 @@ def experiment(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Compares three choices of layers on a model taught from scratch.")
+    parser = argparse.ArgumentParser(description="Compares three choices of layers on a model trained from scratch.")
     parser.add_argument("--out", type=Path, default=Path("out/layers-experiment"), help="folder (default: %(default)s)")
     parser.add_argument("--mix", type=Path, default=Path("out/quickstart/mix"), help="mix (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="of each tuning stage (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="steps per tuning stage (default: %(default)s)")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=RATES, help="learning rates tried (default: %(default)s)"
+        "--rates", type=float, nargs="+", default=RATES, help="learning rates to try (default: %(default)s)"
     )
-    parser.add_argument("--size", choices=SIZES, default="small", help="tiny is to see that it runs")
+    parser.add_argument("--size", choices=SIZES, default="small", help="tiny only checks that it runs")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.steps < 1:
         parser.error("--seeds and --steps must be 1 or more.")
     if not list(options.mix.glob("train-*.parquet")):
-        parser.error(f"{options.mix} holds no mix: make it with make quickstart.")
+        parser.error(f"{options.mix} has no mix: make it with make quickstart.")
     found = experiment(
         options.mix, options.out, range(1, options.seeds + 1), options.steps, options.rates, SIZES[options.size]
     )

@@ -1,7 +1,7 @@
-"""Single stages as a library, on a small table in memory: `python examples/library.py`.
+"""Uses single stages as a library, on a small table in memory: `python examples/library.py`.
 
-Each stage is a function of an Arrow table and its settings. It returns the rows that it keeps and the rows that it
-drops, these with a reason. Settings are checked when they are made: `CleanSettings(max_chars=-1)` is an error.
+Each stage is a function of an Arrow table and its settings. It returns the kept rows and the dropped rows; each dropped
+row has a reason. Settings are checked when they are created: `CleanSettings(max_chars=-1)` is an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pyarrow as pa
-from build import Corpus, Phrasebook, evaluation_items  # the noisy example data, made beside this script
+from build import Corpus, Phrasebook, evaluation_items  # makes the noisy example data; it is beside this script
 
 from corpusprep import Outcome
 from corpusprep.stages.balance import BalanceSettings, balance
@@ -24,9 +24,9 @@ EVALUATION = evaluation_items(BOOK, 20, seed=1)
 
 
 def example_table(language: str, rows: int) -> pa.Table:
-    """Rows of English and another language. A stage needs these four columns, and passes on any others."""
+    """Rows of English and another language. A stage needs the first four columns, and keeps all others."""
     made = Corpus(BOOK, language, EVALUATION, seed=1).shard(rows)
-    # A byte that is not UTF-8 has no place in an Arrow string. The readers of files reject such rows; here we do.
+    # An Arrow string cannot hold bytes that are not UTF-8. The file readers reject such rows; here we remove them.
     made = [row for row in made if row.label != "malformed"]
     return pa.table(
         {
@@ -40,7 +40,7 @@ def example_table(language: str, rows: int) -> pa.Table:
 
 
 def show(stage: str, outcome: Outcome) -> pa.Table:
-    """Prints what a stage did, with one of the rows dropped for each reason; returns what it kept."""
+    """Prints the result of a stage, with one dropped row for each reason. Returns the kept rows."""
     kept, dropped = outcome
     print(f"\n{stage}: kept {kept.num_rows}, dropped {dropped.num_rows}")
     rows = dropped.to_pylist()

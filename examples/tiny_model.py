@@ -1,8 +1,8 @@
-"""Makes a small Qwen3 with random weights, and a tokenizer of the mix's own text: something to train without a download.
+"""Makes a small Qwen3 with random weights, and a tokenizer from the text of the mix, to train without a download.
 
     python examples/tiny_model.py out/quickstart/mix out/train-demo/model
 
-Eight layers of 64 numbers, half a million weights: it learns which characters and words follow one another, and no more.
+It has eight layers of width 64, half a million weights, and learns only which characters and words follow each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# The turns of Qwen3's template: an answer that is the last has an empty thought where none is wanted.
+# The turns of Qwen3's template: the last answer begins with an empty thought, and so does the prompt without thinking.
 TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
@@ -28,7 +28,7 @@ TEMPLATE = (
 def save_tokenizer(
     folder: Path, texts: Iterable[str], size: int = 512, template: str | None = TEMPLATE, digits: bool = False
 ) -> Any:
-    """A byte-level BPE of that text, as Qwen's are; with digits, each of them is a token by itself."""
+    """Makes a byte-level BPE tokenizer from the texts, like Qwen's. With `digits`, each digit is a separate token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def main(mix: Path, folder: Path) -> None:
 
     files = sorted(mix.glob("*.parquet"))
     if not files:
-        sys.exit(f"{mix}: holds no Parquet. Run make quickstart first.")
+        sys.exit(f"{mix}: has no Parquet files. Run make quickstart first.")
     chats = [chat for file in files for chat in pq.read_table(file, columns=["messages"])["messages"].to_pylist()]
     tokenizer = save_tokenizer(folder, (turn["content"] for chat in chats for turn in chat), 2048)
     model = save_model(folder, len(tokenizer), hidden=64)

@@ -1,7 +1,7 @@
-"""Facts about languages: names, expected scripts, and how long a language's text is.
+"""Facts about languages: names, expected scripts, and text lengths.
 
-Everything is keyed by canonical codes (see `corpusprep.codes`). A language that is not listed falls back to CLDR's script
-for it and to that script's figures; a code without a known script has no expectation at all.
+All tables are keyed by canonical codes (see `corpusprep.codes`). A language that is not listed uses its script in CLDR,
+and the figures of that script. A code without a known script has no expected values.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SCRIPTS: tuple[str, ...] = tuple(_NAME_PREFIXES)
 """ISO 15924 codes; the position of a script, plus one, is its number in `script_table`."""
 
 SPACELESS_SCRIPTS = frozenset("Hani Hira Kana Thai Laoo Khmr Mymr Tibt Bopo Yiii Java Bali Tale Talu Lana".split())
-"""Scripts that set no space between words."""
+"""Scripts that are written without spaces between words."""
 
 JOINER_SCRIPTS = frozenset(
     "Arab Syrc Nkoo Mong Adlm Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Mtei Java Bali Cakm".split()
@@ -93,7 +93,7 @@ _SCRIPT_UNIONS: dict[str, tuple[str, ...]] = {
     "Aran": ("Arab",),
 }
 
-# Languages that are written in more than the script that CLDR calls the likely one.
+# Languages whose scripts are not only the one that CLDR lists as likely.
 _SCRIPTS: dict[str, tuple[str, ...]] = {
     "sr": ("Cyrl", "Latn"), "sh": ("Latn", "Cyrl"), "bs": ("Latn", "Cyrl"), "cnr": ("Latn", "Cyrl"),
     "uz": ("Latn", "Cyrl"), "az": ("Latn", "Cyrl", "Arab"), "kk": ("Cyrl", "Latn", "Arab"), "tk": ("Latn", "Cyrl"),
@@ -128,7 +128,7 @@ _LENGTHS: dict[str, float] = {
     "tw": 0.95, "ak": 0.95, "tn": 1.15, "fon": 1.2, "bbj": 1.35, "mos": 0.92, "luo": 1.01,
 }  # fmt: skip
 
-# The same where only the script is known.
+# The same ratio by script, for languages that are not listed.
 _SCRIPT_LENGTHS: dict[str, float] = {
     "Latn": 1.05, "Cyrl": 1.04, "Grek": 1.15, "Arab": 0.9, "Deva": 0.99, "Hani": 0.31, "Hira": 0.45, "Kana": 0.45,
     "Hang": 0.5, "Hebr": 0.8, "Armn": 1.08, "Geor": 1.06, "Beng": 0.97, "Guru": 0.98, "Gujr": 0.97, "Orya": 1.0, "Taml": 1.15,
@@ -137,7 +137,7 @@ _SCRIPT_LENGTHS: dict[str, float] = {
 }  # fmt: skip
 
 
-# Languages so close that a translation can be the same text, or nearly.
+# Languages so close that a translation can be identical or nearly identical.
 _CLOSE = (
     "sr hr bs sh cnr", "nb nn no da", "id ms", "en pcm sco jam", "cs sk", "gl pt", "zh yue wuu lzh", "ar arz ary apc arb acm ajp ars aeb",
     "fa prs tg", "hi ur", "zu xh ss nr", "ru uk be", "tw ak fat", "bm dyu", "rn rw", "ace bjn ms min", "mk bg", "es ast", "az tr",
@@ -154,8 +154,8 @@ def close(a: str, b: str) -> bool:
 
 @functools.cache
 def name(code: str) -> str:
-    """The language's English name: `Swahili` for `sw`, `Chinese (Traditional)` for `zh_Hant`; the code itself where
-    it has no name."""
+    """The language's English name: `Swahili` for `sw`, `Chinese (Traditional)` for `zh_Hant`; the code itself if it has
+    no name."""
     try:
         shown = langcodes.Language.get(code.replace("_", "-"), normalize=False).display_name("en")
     except (ValueError, LookupError):
@@ -165,16 +165,16 @@ def name(code: str) -> str:
 
 @functools.cache
 def scripts(code: str) -> tuple[str, ...]:
-    """The scripts (ISO 15924) that text in a language may be written in; empty where that is not known.
+    """The scripts (ISO 15924) that a language may be written in; empty if unknown.
 
-    A script that the code names is the only one: `sr` is Cyrillic or Latin, `sr_Latn` is Latin.
+    If the code names a script, only that script is returned: `sr` is Cyrillic or Latin, `sr_Latn` is Latin.
     """
     named = codes.script_of(code)
     if named is None:
         listed = _SCRIPTS.get(codes.language_of(code))
         if listed is not None:
             return listed
-        # For a language that CLDR does not know, its rules end at "Latin"; that is a guess, not a fact.
+        # For a language that CLDR does not know, its rules fall back to "Latin", which is only a guess.
         known = codes.language_of(code) in LIKELY_SUBTAGS
         named = codes.default_script(codes.language_of(code)) if known else None
     if named is None:
@@ -189,7 +189,7 @@ def spaceless(code: str) -> bool:
 
 
 def length_figure(code: str) -> float | None:
-    """Characters of a text in the language per character of the same text in English; None where not known."""
+    """Characters of a text in the language per character of the same text in English; None if unknown."""
     figure = _LENGTHS.get(codes.language_of(code))
     expected = scripts(code)
     if codes.script_of(code) is not None or figure is None:
@@ -200,7 +200,7 @@ def length_figure(code: str) -> float | None:
 
 
 def script_length(script: str) -> float:
-    """`length_figure` for text of which only the script is known."""
+    """`length_figure` if only the script of a text is known."""
     return _SCRIPT_LENGTHS.get(script, 1.0)
 
 
@@ -208,18 +208,18 @@ def script_number(script: str) -> int:
     """The number of a script in `character_table`, from 1.
 
     Raises:
-        ValueError: not one of `SCRIPTS`.
+        ValueError: the script is not in `SCRIPTS`.
     """
     return SCRIPTS.index(script) + 1
 
 
 class CharacterTable(NamedTuple):
-    """What the kernels know of characters, by code point below `SIZE`.
+    """Character properties for the kernels, indexed by code point below `SIZE`.
 
     Attributes:
         kind: uint8 of shape (SIZE,), one of the kinds below.
-        script: uint8 of shape (SIZE,), a script's number for letters and marks, else 0.
-        digit: uint8 of shape (SIZE,), a decimal digit's value; 255 for all others.
+        script: uint8 of shape (SIZE,), the script's number for letters and marks, else 0.
+        digit: uint8 of shape (SIZE,), the value of a decimal digit; 255 for other characters.
         fold: uint32 of shape (SIZE,), the lower-case letter.
     """
 
@@ -247,7 +247,7 @@ def _number_of_prefix() -> dict[str, int]:
 
 @functools.cache
 def character_table() -> CharacterTable:
-    """The table for this Python's Unicode version, made on first use (about 50 ms)."""
+    """The character table for Python's Unicode version, built on first use (about 50 ms)."""
     kind = np.zeros(SIZE, np.uint8)
     script = np.zeros(SIZE, np.uint8)
     digit = np.full(SIZE, 255, np.uint8)

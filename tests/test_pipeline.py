@@ -472,7 +472,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(tmp_path: Path) -> None:
     song = tmp_path / "out" / "mix" / "song.wav"
     song.parent.mkdir(parents=True)
     song.write_text("la la la")
-    with pytest.raises(RunError, match="no run's"):
+    with pytest.raises(RunError, match="not from a run"):
         run(load_recipe(None, sources=[f"tsv={file}"]), tmp_path / "out")
     assert song.read_text() == "la la la"
 

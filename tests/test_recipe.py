@@ -131,7 +131,7 @@ def test_overrides_that_lead_nowhere(tmp_path: Path, override: str) -> None:
 
 
 def test_no_source_and_names_that_clash(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="names no source"):
+    with pytest.raises(SettingsError, match="has no source"):
         load_recipe(None)
     twice = "[[source]]\nformat='tsv'\npath='a'\nname='x'\n" * 2
     with pytest.raises(SettingsError, match="same name"):

@@ -1,4 +1,4 @@
-"""Engines run a function over many tasks; the pipeline knows no more of them than `Engine.map`."""
+"""Engines run a function over many tasks; the pipeline uses only `Engine.map`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 
 class Engine(Protocol):
-    """Runs tasks somewhere; a stand-in for tests needs this one method."""
+    """Runs tasks. A stand-in for tests needs only this method."""
 
     def map(
         self,
@@ -21,18 +21,17 @@ class Engine(Protocol):
         resources: Mapping[str, float] | None = None,
         ordered: bool = False,
     ) -> Iterator[R]:
-        """Yields `function(task)` for every task, or `function(context, task)` where there is a setup.
+        """Yields `function(task)` for every task, or `function(context, task)` if there is a setup.
 
         Args:
-            function: importable by name, as are the tasks' and results' types; data travels in files.
-            tasks: taken lazily, a few more than there are workers at a time, so that whoever makes them can be
-                slower or faster than the work without piling it up.
-            setup: called once a worker before its first task of this call; its value is the context.
-            resources: what one worker needs (`{"gpu": 1}`); an engine without it runs the tasks all the same.
-            ordered: results come in the order of the tasks, else as they are done.
+            function: must be importable by name, like the types of tasks and results; data is passed in files.
+            tasks: consumed lazily, at most a few more than there are workers at a time, so that tasks do not pile up.
+            setup: called once per worker, before its first task of this call; its result is the context.
+            resources: resources that one worker needs (`{"gpu": 1}`); an engine without them still runs the tasks.
+            ordered: yields results in the order of the tasks, instead of as they finish.
 
         Raises:
-            CorpusprepError: as a task raised it.
+            CorpusprepError: a task raised it.
             RunError: a worker died.
         """
         ...

@@ -1,4 +1,4 @@
-"""The default engine: processes on this machine, started by spawn and kept from one pass to the next."""
+"""The default engine: processes on this machine, started by spawn and kept between passes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from corpusprep.errors import CorpusprepError, RunError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LOOK_AHEAD = 1  # tasks waiting in a worker's pipe beside the one it works on: it never idles, and little piles up
+_LOOK_AHEAD = 1  # tasks in a worker's pipe beside the one it runs: the worker does not wait, and tasks do not pile up
 
 
 class LocalEngine:
-    """Runs tasks in `workers` processes, or in this one where `workers` is 1.
+    """Runs tasks in `workers` processes, or in this process if `workers` is 1.
 
-    Workers die with the process that made them, however it ends.
+    Workers end with the process that started them, however it ends.
 
     Args:
         workers: number of processes, from 1.
-        gpus: names of the GPUs, as CUDA_VISIBLE_DEVICES takes them; by default those that PyTorch sees. Tasks that ask for
-            a GPU run in this process where there are fewer than two, else in one more process a GPU.
+        gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES; by default those that PyTorch sees. Tasks that need a GPU
+            run in this process if there are fewer than two GPUs, else in one additional process per GPU.
     """
 
     def __init__(self, workers: int = 1, gpus: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ class LocalEngine:
         self.workers = workers
         self._gpus = gpus
         self._on_gpus: LocalEngine | None = None
-        self._environments: Sequence[Mapping[str, str]] = ()  # of each worker
+        self._environments: Sequence[Mapping[str, str]] = ()  # one per worker
         self._processes: list[tuple[Any, Connection]] = []
         self._calls = 0
 
@@ -126,7 +126,7 @@ class LocalEngine:
                         given += 1
                         yield heapq.heappop(done)[1]
         except BaseException:
-            # Results still on their way belong to nobody: start afresh rather than let a later call read them.
+            # The pipes may still hold results: end the workers, so that a later call does not read these.
             for process, connection in self._processes:
                 connection.close()
                 process.kill()
@@ -142,7 +142,7 @@ class LocalEngine:
         function: Callable[..., Any],
         setup: Callable[[], Any] | None,
     ) -> Connection | None:
-        """The worker to give the next task to: an idle one, else a new one, else one with room in its pipe."""
+        """The worker for the next task: an idle one, else a new one, else one with room in its pipe."""
         idle = next((c for c, n in load.items() if n == 0), None)
         if idle is not None:
             return idle
@@ -159,7 +159,7 @@ class LocalEngine:
     def _start(self, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        # Polars, Numba, Arrow and tokenizers size their pools at import: without this each worker takes all cores.
+        # Polars, Numba, Arrow and tokenizers size their pools at import: without this, each worker would use all cores.
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         names = ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
         own = dict.fromkeys(names, threads)
@@ -189,8 +189,8 @@ class LocalEngine:
         process = next(p for p, c in self._processes if c is connection)
         process.join(timeout=5)
         return RunError(
-            f"A worker process ended by itself (exit code {process.exitcode}); most often it was killed for want of "
-            "memory. Start the run again with fewer workers or a smaller --memory: it goes on where it stopped."
+            f"A worker process ended unexpectedly (exit code {process.exitcode}), probably because memory ran out. "
+            "Start the run again with fewer workers or a smaller --memory: it continues where it stopped."
         )
 
     def _receive(self, connection: Connection) -> tuple[int, Any]:
@@ -206,7 +206,7 @@ class LocalEngine:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that PyTorch sees, as CUDA_VISIBLE_DEVICES takes them; none without PyTorch."""
+    """Names of the GPUs that PyTorch sees, as in CUDA_VISIBLE_DEVICES; none without PyTorch."""
     try:
         import torch
     except (ImportError, OSError):
@@ -230,7 +230,7 @@ def _die_with(parent: Any) -> None:
 
 
 def _work(connection: Connection) -> None:
-    """A worker's life: (call, function, setup) opens a call, (call, number, task) is one task of it."""
+    """The loop of a worker. Message (call, function, setup) opens a call; (call, number, task) is one of its tasks."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -261,7 +261,7 @@ def _work(connection: Connection) -> None:
             connection.send((message[1], result, error, trace))
         except (BrokenPipeError, ConnectionError):
             return
-        except Exception as caught:  # an exception that does not pickle
+        except Exception as caught:  # an exception that cannot be pickled
             connection.send(
                 (message[1], None, RuntimeError(f"{type(error or caught).__name__}: {error or caught}"), trace)
             )

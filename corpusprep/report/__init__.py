@@ -1,1 +1,1 @@
-"""What a run says: progress, accounts of rows, tables."""
+"""Output of a run: progress, row counts, tables."""

@@ -1,4 +1,4 @@
-"""What became of the rows: counts by stage, pair and reason, the check that none is lost, and the table of it."""
+"""Row counts by stage, pair and reason, the check that no row is lost, and the printed tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Accounts:
     Attributes:
         read: pair -> rows.
         dropped: (stage, pair, reason) -> rows.
-        stages: the stages that ran, in order; others may have dropped nothing.
+        stages: the stages that ran, in order; no other stage may drop rows.
     """
 
     stages: Sequence[str]
@@ -37,20 +37,20 @@ class Accounts:
         return read - sum(n for (_, p, _), n in self.dropped.items() if pair in (None, p))
 
     def check(self, kept: int, rejected: int) -> None:
-        """Holds the counts against the rows that were written.
+        """Compares the counts with the rows that were written.
 
         Raises:
-            RunError: a row is missing or there twice.
+            RunError: a row is missing or occurs twice.
         """
         read, lost = sum(self.read.values()), sum(self.dropped.values())
         if read != kept + rejected or rejected != lost:
             raise RunError(
-                f"The accounts do not add up: {read:,} rows read, {kept:,} kept, {rejected:,} rejected ({lost:,} counted). "
-                "Please report this; starting the run in an empty folder makes it anew."
+                f"The row counts do not add up: {read:,} rows read, {kept:,} kept, {rejected:,} rejected ({lost:,} "
+                "counted). Please report this, and start the run again in an empty folder."
             )
 
     def by_stage(self) -> list[dict[str, Any]]:
-        """One entry a stage: rows in, kept, dropped, and the reasons."""
+        """One entry per stage: rows in, kept, dropped, and the reasons."""
         entries, rows = [], sum(self.read.values())
         for stage in self.stages:
             reasons: Counter[str] = Counter()
@@ -64,7 +64,7 @@ class Accounts:
         return entries
 
     def by_pair(self) -> list[dict[str, Any]]:
-        """One entry a pair: rows read and kept, and what each stage dropped."""
+        """One entry per pair: rows read and kept, and the rows that each stage dropped."""
         entries = []
         for pair in sorted(self.read):
             lost: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def summary(accounts: Accounts) -> str:
 
 
 def mix_line(manifest: Mapping[str, Any], out: Path) -> str:
-    """What was made, and how it stands to the budget."""
+    """The size of the mix, and how much of the budget it fills."""
     mix, tokens = manifest["mix"], manifest["tokens"]
     lines = [f"{mix['examples']:,} examples, {mix['tokens']:,} tokens ({tokens['counted']}) in {out / 'mix'}"]
     if tokens["budget"]:

@@ -1,4 +1,4 @@
-"""What a run shows while it works."""
+"""Progress of a run."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 
 class Progress:
-    """What a run tells while it works; this one says nothing."""
+    """Receives the progress of a run; this base class shows nothing."""
 
     def start(self, title: str, total: int | None, unit: str = "rows") -> None:
-        """A pass begins; total is in units, None where it is not known."""
+        """Begins a pass. `total` is in units; None if it is unknown."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """So many units more are done."""
+        """Adds `amount` finished units."""
 
     def end(self) -> None:
-        """The pass is over."""
+        """Ends the pass."""
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
+        """Shows a line of text."""
 
 
 class Bars(Progress):
-    """Progress as bars on standard error: rows, rows a second, and what remains where that is known."""
+    """Progress bars on standard error: rows, rows per second, and the remaining time if it is known."""
 
     def __init__(self) -> None:
         from tqdm import tqdm

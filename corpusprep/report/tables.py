@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def columns(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Text in columns: numbers to the right, words to the left."""
+    """Formats rows as columns of text: numbers right-aligned, words left-aligned."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(header))]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]

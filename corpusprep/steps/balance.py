@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ def count_tokens(run: Run, parts: Sequence[Part], passed: Column, scores: Column
         return tokens, at_hand(run, parts, tokens)
     estimates = estimate(run, parts, passed)
     estimated = at_hand(run, parts, estimates)
+    order = ordering(settings, scores)
     ratios = dict.fromkeys(estimated, 1.0)  # exact tokens by estimated ones
     limits: dict[str, int] = {}
     margin = _MARGIN
@@ -48,7 +49,7 @@ def count_tokens(run: Run, parts: Sequence[Part], passed: Column, scores: Column
         for pair, whole in estimated.items():
             limit = int(targets[pair] / ratios[pair] * margin) + 1
             limits[pair] = min(whole.tokens, max(limit, limits.get(pair, 0)))
-        candidates = choose_candidates(run, "candidates", settings.select, parts, estimates, scores, limits)
+        candidates = choose_candidates(run, "candidates", parts, estimates, order, limits)
         tokens = count(run, "tokens", settings, parts, passed, {"candidates": candidates})
         exact = at_hand(run, parts, tokens)
         complete = {pair for pair, limit in limits.items() if limit >= estimated[pair].tokens}
@@ -157,10 +158,9 @@ def add_up(work: Work) -> None:
 def choose_candidates(
     run: Run,
     kind: str,
-    select: Literal["hash", "score"],
     parts: Sequence[Part],
     estimates: Column,
-    scores: Column,
+    order: Mapping[str, Column],
     limits: Mapping[str, int],
     before: Column | None = None,
 ) -> Column:
@@ -168,12 +168,12 @@ def choose_candidates(
 
     Args:
         kind: `candidates`, rows to be counted exactly, or `wanted`, rows to be scored.
-        select: the order in which rows are taken.
+        order: see `ordering`.
         limits: pair -> estimated tokens.
         before: rows that are marked already, and stay so.
     """
-    settings = BalanceSettings(select=select)
-    of = {"tokens": estimates} | ({"before": before} if before is not None else {}) | _ordering(settings, scores)
+    settings = BalanceSettings(select="score" if order else "hash")
+    of = {"tokens": estimates, **order} | ({"before": before} if before is not None else {})
     title = "choose what to count" if kind == "candidates" else "choose what to score"
     return run.derive(
         kind, title, mark_candidates, by_pair(parts), (settings, run.recipe.seed), of=of, each=lambda pair: limits[pair.name]
@@ -199,7 +199,7 @@ def choose(
     selecting = BalanceSettings(select=settings.select, epochs=settings.epochs)
     outcome = run.derive(
         "balance", "balance", choose_rows, by_pair(parts), (selecting, run.recipe.seed),
-        of={"tokens": tokens} | _ordering(settings, scores), each=lambda pair: targets.get(pair.name),
+        of={"tokens": tokens, **ordering(settings, scores)}, each=lambda pair: targets.get(pair.name),
     )  # fmt: skip
     return plan, outcome
 
@@ -214,8 +214,8 @@ def choose_rows(work: Work) -> None:
         work.write(part, {"verdict": verdict, "copies": spread})
 
 
-def _ordering(settings: BalanceSettings, scores: Column) -> dict[str, Column]:
-    """The scores, where rows are selected by them."""
+def ordering(settings: BalanceSettings, scores: Column) -> dict[str, Column]:
+    """The column by which rows are put in order before they are selected: scores, or none for the seeded hash."""
     return {"scores": scores} if settings.select == "score" and scores.files else {}
 
 

@@ -32,7 +32,7 @@ class Scored:
     counts: Counts
 
 
-def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column, states: Column) -> Scored:
+def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column) -> Scored:
     """Scores rows, in rounds, until those that pass fill each pair's share of the budget, or the pair is exhausted.
 
     A round marks rows, up to a limit of estimated tokens, in the order of the prior; scores them; and counts the tokens of those
@@ -41,6 +41,7 @@ def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column, states
     settings = run.recipe.balance
     estimates = estimate(run, parts, verdicts)
     available = at_hand(run, parts, estimates)
+    states = learn(run, parts, verdicts, run.recipe.quality)
     prior = find_prior(run, parts, verdicts)
     limits = dict.fromkeys(available, 0)  # estimated tokens up to which rows are scored
     nothing = dict.fromkeys(available, PairCount(0, 0))
@@ -70,9 +71,8 @@ def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column, states
             limits[pair] = min(available[pair].tokens, limits[pair] + max(int(more), limits[pair] // 20, 1))
         before = (found.scores, found.wanted) if number else None
         number += 1
-        wanted = choose_candidates(
-            run, "wanted", "score" if prior.files else "hash", parts, estimates, prior, limits, before[1] if before else None
-        )  # fmt: skip
+        order = {"scores": prior} if prior.files else {}
+        wanted = choose_candidates(run, "wanted", parts, estimates, order, limits, before[1] if before else None)
         scores = score(run, parts, verdicts, states, run.recipe.quality, wanted=Wanted(number, wanted, before))
         cutoffs = find_cutoffs(run, parts, verdicts, scores, states)
         accepted = drop_low(run, parts, verdicts, scores, cutoffs)

@@ -1,6 +1,6 @@
-"""The training that the mix is for: layers chosen by their place are tuned, stage by stage, and all else stays as it is.
+"""Layer-selective fine-tuning on a mix: each stage trains layers chosen by position; all other weights stay frozen.
 
-`train` and `dry_run` do what `corpusprep train` does. It needs the extra `train` (trl, accelerate, transformers, torch).
+`corpusprep train` calls `train` and `dry_run`. They need the extra `train` (trl, accelerate, transformers, torch).
 """
 
 from __future__ import annotations

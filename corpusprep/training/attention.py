@@ -1,8 +1,8 @@
-"""Attention within each example of a packed sequence, by the flash attention that PyTorch brings along.
+"""Attention within each example of a packed sequence, with PyTorch's own flash attention.
 
-The mask with which transformers keeps packed examples apart costs the square of the sequence, wherever it is zero too; the
-package flash-attn does without one, and must be compiled. This implementation needs PyTorch alone (2.11 and later, and a GPU
-that computes in bf16); elsewhere it goes from example to example.
+transformers separates packed examples with a mask. Its cost grows with the square of the sequence length, masked
+entries included. The package flash-attn needs no mask, but must be compiled. This implementation needs only PyTorch
+2.11 or later and a GPU with bf16; without these, it computes the attention of one example at a time.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _OTHER = re.compile(
 )
 _TERMS = ("sliding_window", "softcap", "s_aux", "position_bias")
 VARLEN = "varlen"
-"""The name under which it is registered."""
+"""Name of this implementation in transformers."""
 
 
 def register() -> None:
-    """Makes it known to transformers."""
+    """Registers this implementation with transformers."""
     AttentionInterface.register(VARLEN, attend)
     AttentionMaskInterface.register(VARLEN, _mask)
 
 
 def unsuited(config: Any) -> str | None:
-    """What a model's attention has that this one does not, by the name in its configuration; None where there is nothing."""
+    """Name of a setting in the model's config that this implementation does not support; None if it supports all."""
     config = config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -50,7 +50,7 @@ def unsuited(config: Any) -> str | None:
 
 
 def at_hand(config: Any, precision: str) -> bool:
-    """Whether PyTorch has flash attention for the GPU, the precision and the size of the model's heads."""
+    """Whether PyTorch's flash attention supports the GPU, the precision and the model's head size."""
     config = config.get_text_config(decoder=True)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (
@@ -68,7 +68,7 @@ def _takes(size: int) -> bool:
 
 @functools.cache
 def flash() -> Callable[..., Tensor] | None:
-    """PyTorch's flash attention of rows that lie one behind the other, causal; None where there is none."""
+    """PyTorch's causal flash attention for concatenated sequences; None if this version of PyTorch has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -97,16 +97,16 @@ def attend(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it: query (1, heads, t, size); key and value may have fewer heads.
 
-    Where the tokens' `position_ids` begin anew, or `cu_seq_lens_q` says so, an example begins. Without either, or with a mask,
+    Examples begin where `cu_seq_lens_q` says, or else where `position_ids` restart. Without either, or with a mask,
     this is scaled dot product attention.
 
     Raises:
-        RunError: the model asks for more than causal attention.
+        RunError: the model needs more than plain causal attention.
     """
     asked = next((name for name in _TERMS if more.get(name) is not None), None)
     if asked is not None or dropout or more.get("is_causal") is False:
         raise RunError(
-            f'train.attention = "{VARLEN}" has no {asked or "dropout"}, which the model asks for. Set it to sdpa.'
+            f'train.attention = "{VARLEN}" does not support {asked or "dropout"}, which the model uses. Set it to sdpa.'
         )
     bounds, longest = more.get("cu_seq_lens_q"), more.get("max_length_q")
     plain = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
@@ -135,7 +135,7 @@ def attend(
 
 
 def _bounds(position_ids: Tensor, tokens: int) -> Tensor | None:
-    """Where examples begin, and where the last one ends; None where positions are those of another batch."""
+    """Offsets at which examples begin, and the end of the last one; None if the positions belong to another batch."""
     if position_ids.shape != (1, tokens):
         return None
     begins = F.pad(position_ids[0].diff() != 1, (1, 0), value=True).nonzero().view(-1)
@@ -145,7 +145,7 @@ def _bounds(position_ids: Tensor, tokens: int) -> Tensor | None:
 def _mask(
     batch_size: int, *args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **more: Any
 ) -> Any:
-    """No mask for packed examples, which transformers asks for by forbidding to leave it out where nothing is padded."""
+    """Makes no mask for a packed batch: one row without padding, for which transformers forbids skipping the mask."""
     if batch_size == 1 and attention_mask is None and not allow_is_causal_skip:
         return None
     return sdpa_mask(

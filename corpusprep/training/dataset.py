@@ -1,4 +1,4 @@
-"""The data set that is trained on: the mix as tokens, packed, made by as many processes as it pays."""
+"""The training data set: the mix, tokenised and packed by several processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from corpusprep.report.progress import Progress
 from corpusprep.training.examples import IGNORED, Encoder, Portion, conversations, portions
 
 _SCHEMA: Any = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-_WORTH_A_PROCESS = 20_000  # examples: what one tokenises while another starts
+_WORTH_A_PROCESS = 20_000  # examples that one process tokenises while another starts
 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """What became of examples.
+    """Counts of tokenised examples.
 
     Attributes:
-        examples, tokens: how many there are.
-        answer_tokens: tokens that bear loss.
-        too_long, without_answer: examples left out since they are longer than a sequence, or hold nothing to learn.
-        longest: tokens of the longest that was kept.
-        sequences: of the data set; fewer than examples where they are packed.
+        examples, tokens: number of examples kept, and of their tokens.
+        answer_tokens: tokens with a loss.
+        too_long, without_answer: examples left out because they exceed a sequence, or have no token with a loss.
+        longest: tokens of the longest example kept.
+        sequences: sequences of the data set; fewer than examples if they are packed.
     """
 
     examples: int = 0
@@ -47,7 +47,7 @@ class Tokenised:
 
 @dataclass(frozen=True)
 class TokeniseTask:
-    """A stretch of the mix, and the folder that its part of the data set becomes."""
+    """A portion of the mix, and the folder for its part of the data set."""
 
     portion: Portion
     longest: int
@@ -66,17 +66,17 @@ def tokenise(
     limit: int | None = None,
     workers: int | None = None,
 ) -> Tokenised:
-    """Writes the tokens of examples: the same, whatever the workers.
+    """Tokenises examples into a data set. The result does not depend on the number of workers.
 
     Args:
-        files: of a mix.
-        model: whose tokenizer and template it is.
-        arguments: of the template.
-        longest: tokens of an example, at most, and of a sequence; longer ones are left out and counted.
-        packing: several examples share a sequence.
-        out: the folder to make, of data sets that `open_parts` joins.
-        limit: examples to take, from the first.
-        workers: processes; by default as many as there are cores, where there is enough to do.
+        files: files of a mix.
+        model: the model whose tokenizer and chat template are used.
+        arguments: arguments of the chat template.
+        longest: tokens per sequence; longer examples are left out and counted.
+        packing: whether several examples share a sequence.
+        out: folder to create, with data sets that `open_parts` joins.
+        limit: number of examples to take, from the first.
+        workers: processes; by default one per core, fewer for a small mix.
     """
     stretches = list(portions(files, limit))
     total = sum(portion.rows for portion in stretches)
@@ -102,7 +102,7 @@ def open_encoder(model: str, arguments: Mapping[str, Any]) -> Encoder:
 
 
 def run_tokenise(encoder: Encoder, task: TokeniseTask) -> Tokenised:
-    """Makes one part of the data set, unless it is empty."""
+    """Writes one part of the data set, unless it is empty."""
     import datasets
     from trl.data_utils import pack_dataset
 
@@ -133,7 +133,7 @@ def run_tokenise(encoder: Encoder, task: TokeniseTask) -> Tokenised:
     rows: Any = datasets.Dataset(pa.Table.from_batches(batches))
     datasets.disable_progress_bars()
     try:
-        if task.packing:  # all at once: the fewer there are to choose from, the more of the last sequences stays empty
+        if task.packing:  # all in one batch: smaller batches leave more empty space in their last sequences
             rows = pack_dataset(rows, task.longest, "bfd", {"batch_size": len(rows), "keep_in_memory": True})
         rows.save_to_disk(task.output)
     finally:
@@ -142,7 +142,7 @@ def run_tokenise(encoder: Encoder, task: TokeniseTask) -> Tokenised:
 
 
 def open_parts(folder: str | Path) -> Any:
-    """The data set of the folder that `tokenise` made."""
+    """Opens the data set that `tokenise` wrote."""
     import datasets
 
     return datasets.concatenate_datasets(

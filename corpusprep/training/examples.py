@@ -1,4 +1,4 @@
-"""From the mix to tokens: conversations through the model's chat template, with the loss on the answer alone."""
+"""Turns examples of a mix into tokens with the model's chat template. Only the answer has a loss."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _PORTION_BYTES = 8 << 20
 _COLUMNS = {"messages", "conversations", "system", "prompt", "completion", "instruction", "input", "output"}
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 IGNORED = -100
-"""Label of a token that bears no loss."""
+"""Label of a token without a loss."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A mix as `corpusprep run` leaves it.
+    """A mix written by `corpusprep run`.
 
     Attributes:
         train, validation: files, in order.
-        checksum: of the content of all training files.
+        checksum: digest of all training files.
     """
 
     folder: Path
@@ -46,12 +46,12 @@ class Mix:
 
 @dataclass(frozen=True)
 class Portion:
-    """A stretch of a file.
+    """A contiguous portion of a file.
 
     Attributes:
-        begin, end: row groups of Parquet, or bytes of JSON lines.
-        row: number of the first example in the file.
-        rows: examples that are taken, from the first.
+        begin, end: range of row groups (Parquet) or of bytes (JSON lines).
+        row: row number of the portion's first example.
+        rows: number of examples to take, from the first.
     """
 
     file: Path
@@ -62,10 +62,10 @@ class Portion:
 
 
 def find_mix(folder: str | Path) -> Mix:
-    """The files of a mix.
+    """Finds the files of a mix.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no mix.
     """
     folder = Path(folder)
     train = _shards(folder)
@@ -74,7 +74,7 @@ def find_mix(folder: str | Path) -> Mix:
         train = _shards(folder)
     if not train:
         raise InputError(
-            str(folder), "holds no train-*.parquet or train-*.jsonl", "Name the folder mix of a run: --mix out/run/mix"
+            str(folder), "has no train-*.parquet or train-*.jsonl", "Give the mix folder of a run: --mix out/run/mix"
         )
     return Mix(folder, train, _shards(folder / "validation"), digest([large_file_digest(file) for file in train]))
 
@@ -84,10 +84,10 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 
 
 def portions(files: Sequence[Path], limit: int | None = None) -> Iterator[Portion]:
-    """Cuts files into stretches of some thousands of examples.
+    """Splits files into portions of a few thousand examples.
 
     Args:
-        limit: examples to take, from the first.
+        limit: number of examples to take, from the first.
 
     Raises:
         InputError: a file cannot be read.
@@ -127,18 +127,18 @@ def _lines(file: Path) -> Iterator[Portion]:
 
 
 def count(files: Sequence[Path]) -> int:
-    """Examples of all files."""
+    """Number of examples in all files."""
     return sum(portion.rows for portion in portions(files))
 
 
 def conversations(stretches: Iterable[Portion]) -> Iterator[tuple[str, list[list[dict[str, str]]]]]:
-    """The examples of files in any format of the instruct stage, as lists of turns of `role` and `content`, by batches.
+    """Reads examples in any format of the instruct stage, in batches, as lists of turns with `role` and `content`.
 
     Yields:
-        Where the batch begins, for messages (`file, row N`), and the conversations.
+        The position of the batch for error messages (`file, row N`), and its conversations.
 
     Raises:
-        InputError: a file is not to be read, or holds a row that is no example.
+        InputError: a file cannot be read, or a row is not an example.
     """
     for portion in stretches:
         file, row, end = portion.file, portion.row, portion.row + portion.rows
@@ -200,7 +200,7 @@ def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     except (KeyError, TypeError):
         raise InputError(
-            str(file), "is no example of the formats messages, sharegpt, prompt_completion and alpaca",
+            str(file), "is not an example in the format messages, sharegpt, prompt_completion or alpaca",
             "Make the mix with corpusprep run", row,
         ) from None  # fmt: skip
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(t["content"], str) for t in turns):
@@ -210,20 +210,20 @@ def _conversation(example: Any, file: Path, row: int) -> list[dict[str, str]]:
             turn["content"].encode()
     except UnicodeEncodeError:
         raise InputError(
-            str(file), "holds half a surrogate pair, which is no text", "Make the mix again", row
+            str(file), "has an unpaired surrogate, which is not valid text", "Make the mix again", row
         ) from None
     return turns
 
 
 class Encoder:
-    """A chat template and a tokenizer.
+    """Renders conversations with a chat template and tokenises them.
 
     Args:
-        tokenizer: of transformers, fast.
-        arguments: of the template.
+        tokenizer: a fast tokenizer of transformers.
+        arguments: arguments of the chat template.
 
     Raises:
-        RunError: there is no template, or the tokenizer does not tell where its tokens lie.
+        RunError: the tokenizer has no chat template, or is not a fast one.
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
@@ -232,28 +232,28 @@ class Encoder:
         name = tokenizer.name_or_path
         if not tokenizer.chat_template:
             raise RunError(
-                f"{name}: its tokenizer has no chat template, so it is no instruct model. Name one that is, or add a "
-                "chat_template.jinja to its folder."
+                f"{name}: the tokenizer has no chat template, so this is not an instruct model. Choose an instruct "
+                "model, or add a chat_template.jinja to the model's folder."
             )
         if not tokenizer.is_fast:
-            raise RunError(f"{name}: its tokenizer is a slow one. Save it once with AutoTokenizer(..., use_fast=True).")
+            raise RunError(f"{name}: the tokenizer is not a fast one. Save it with AutoTokenizer(..., use_fast=True).")
         self._backend = tokenizer.backend_tokenizer
         self._marks = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
         self._tails: dict[str, list[int]] = {}
-        # Whether white space before a word counts as the word's: then a token does not say where it begins.
+        # With trim_offsets, offsets leave out the white space before a word, so they do not show where a token begins.
         self._trims = '"trim_offsets":true' in json.dumps(
             json.loads(self._backend.to_str())["post_processor"], separators=(",", ":")
         )
 
     def encode(self, chats: list[list[dict[str, str]]], where: str) -> list[tuple[I32, I32]]:
-        """Tokens and labels of conversations: what follows the prompt bears loss, but for white space behind the answer's end.
+        """Tokens and labels of conversations. All tokens after the prompt have a loss, except white space at the end.
 
         Args:
-            where: the first one's place, for messages.
+            where: position of the first conversation, for error messages.
 
         Raises:
-            RunError: the template renders the prompt alone in another way than before an answer, or fails; or a prompt ends
-                within a token.
+            RunError: the template fails, or renders the prompt differently when an answer follows; or a prompt ends
+                inside a token.
         """
         import jinja2
 
@@ -263,18 +263,18 @@ class Encoder:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             if len(chats) > 1:  # to name the example
                 for k, chat in enumerate(chats):
-                    self.encode([chat], f"{where} (example {k} from there)")
+                    self.encode([chat], f"{where} (example {k} of the batch, from 0)")
             raise RunError(
-                f"{where}: the chat template of {self._tokenizer.name_or_path} fails: {error}. Where it refuses a system "
-                "prompt, leave out instruct.system."
+                f"{where}: the chat template of {self._tokenizer.name_or_path} fails: {error}. If it does not accept a "
+                "system prompt, leave out instruct.system."
             ) from None
         wrong = next((k for k, (a, f) in enumerate(zip(asked, full, strict=True)) if not f.startswith(a)), None)
         if wrong is not None:
             raise RunError(
-                f"{where} (example {wrong} from there): the chat template of {self._tokenizer.name_or_path} renders a prompt "
-                f"that awaits its answer in another way than one that has it: {asked[wrong][-60:]!r} is not how the latter "
-                "goes on. So what is learned would not be what is asked later. Set train.template_arguments as the template "
-                "wants them (for a model that thinks, enable_thinking = false)."
+                f"{where} (example {wrong} of the batch, from 0): the chat template of {self._tokenizer.name_or_path} "
+                f"renders the prompt differently when an answer follows: the full text does not begin with the prompt, "
+                f"which ends in {asked[wrong][-60:]!r}. Training would not match later use of the model. Set "
+                "train.template_arguments so that both agree (for a thinking model, enable_thinking = false)."
             )
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -283,16 +283,16 @@ class Encoder:
         for k, (prompt, text, encoded) in enumerate(zip(asked, full, found, strict=True)):
             tokens = np.array(encoded.ids, np.int32)
             labels = tokens.copy()
-            labels[: self._begin(encoded, prompt, f"{where} (example {k} from there)")] = IGNORED
+            labels[: self._begin(encoded, prompt, f"{where} (example {k} of the batch, from 0)")] = IGNORED
             labels[self._end(encoded, text) :] = IGNORED
             out.append((tokens, labels))
         return out
 
     def _begin(self, encoded: Any, prompt: str, where: str) -> int:
-        """The first token of the answer."""
+        """Index of the answer's first token."""
         at = None if self._trims else encoded.char_to_token(len(prompt))
         if at is not None and encoded.token_to_chars(at)[0] == len(prompt):
-            # A special token parts what is before it from what is behind: the tokens from the last one on are looked at.
+            # Text before a special token does not change the tokens after it: compare from the last special token on.
             last = max((prompt.rfind(mark) for mark in self._marks), default=-1)
             tail = self._alone(prompt[last:]) if last >= 0 else None
             if tail is not None and encoded.ids[at - len(tail) : at] == tail:
@@ -300,14 +300,14 @@ class Encoder:
         alone = self._backend.encode(prompt, add_special_tokens=False).ids
         if encoded.ids[: len(alone)] != alone:
             raise RunError(
-                f"{where}: the tokenizer of {self._tokenizer.name_or_path} makes one token of the end of the prompt, "
-                f"{prompt[-20:]!r}, and the beginning of the answer. So what is learned would not be what is asked later. A chat "
-                "template must end a prompt where a token ends."
+                f"{where}: the tokenizer of {self._tokenizer.name_or_path} merges the end of the prompt, "
+                f"{prompt[-20:]!r}, and the beginning of the answer into one token. Training would not match later use "
+                "of the model. Change the chat template so that a prompt ends where a token ends."
             )
         return len(alone)
 
     def _alone(self, text: str) -> list[int]:
-        """The tokens of a text, which is most often one that was asked for before."""
+        """The tokens of a text, from a cache: most prompts end alike."""
         if len(self._tails) > 1000:
             self._tails.clear()
         if text not in self._tails:
@@ -315,7 +315,7 @@ class Encoder:
         return self._tails[text]
 
     def _end(self, encoded: Any, text: str) -> int:
-        """The token behind the answer's last one: white space that the template puts there is not learned."""
+        """Index after the answer's last token. White space that the template adds there is not learned."""
         end = len(text.rstrip())
         if self._trims:
             return sum(begin < end for begin, _ in encoded.offsets)

@@ -1,4 +1,4 @@
-"""The stages as LLaMA-Factory's files: a YAML for each, and the mix as its data sets."""
+"""Exports the stages to LLaMA-Factory: one YAML file per stage, and the mix as data sets."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from corpusprep.training.plan import (
 from corpusprep.training.settings import SCHEDULES, TrainSettings, WholeStage
 
 VERSION = "0.9.5"
-"""Of LLaMA-Factory, whose keys these are."""
+"""The version of LLaMA-Factory that defines the keys written here."""
 
 _ATTENTION = {"auto": "auto", "varlen": "sdpa", "sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
-_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # no strings to YAML 1.1
+_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # not strings in YAML 1.1
 _Section = tuple[str, dict[str, Any]]
 
 
 def export_llamafactory(settings: TrainSettings, mix: str | Path, out: str | Path, *, seed: int = 1) -> list[Path]:
-    """Writes what `llamafactory-cli train` needs to run the stages: `dataset_info.json`, `stage-1.yaml` and so on, `README.md`.
+    """Writes the input of `llamafactory-cli train`: `dataset_info.json`, `stage-1.yaml` and so on, `README.md`.
 
     Args:
-        settings: the model, the stages and all else.
+        settings: settings of the training.
         mix: folder `mix` of a run.
-        out: folder for the files; the stages' models go there too, as `stage-1` and so on.
-        seed: of the order of examples, where the settings have none.
+        out: folder for the files, and for the stages' models (`stage-1` and so on).
+        seed: seed of the order of examples, if the settings have none.
 
     Returns:
-        The files, in the order in which they are named above.
+        The files, in the order above.
 
     Raises:
-        CorpusprepError: model or mix cannot be had; or a setting cannot be said in LLaMA-Factory's terms.
+        CorpusprepError: the model or the mix cannot be found; or LLaMA-Factory has no equivalent of a setting.
     """
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
@@ -67,7 +67,7 @@ def export_llamafactory(settings: TrainSettings, mix: str | Path, out: str | Pat
     load = _batches(settings, found)
     seed = settings.seed if settings.seed is not None else seed
     info = {entry.name: entry.info for entry in sets}
-    texts = {"dataset_info.json": json.dumps(info, indent=2) + "\n"}  # read in the locale's encoding: ASCII fits all
+    texts = {"dataset_info.json": json.dumps(info, indent=2) + "\n"}  # ASCII: it is read in the locale's encoding
     start = str(Path(settings.model).resolve()) if os.path.isdir(settings.model) else settings.model
     told = []
     for number, stage in enumerate(settings.stages, start=1):
@@ -99,14 +99,15 @@ def _check(settings: TrainSettings, model: Any) -> None:
 
     if settings.attention not in _ATTENTION:
         raise SettingsError(
-            f'train.attention = "{settings.attention}": LLaMA-Factory {VERSION} trains with {", ".join(_ATTENTION)} only.'
+            f'train.attention = "{settings.attention}": LLaMA-Factory {VERSION} does not have it. Choose one of '
+            f"{', '.join(_ATTENTION)}."
         )
     kept = next(model.parameters()).dtype
     if settings.precision == "fp32" and kept != torch.float32:
         raise SettingsError(
-            f'train.precision = "fp32": LLaMA-Factory opens a model in the type of its file, here {kept}, and makes only what '
-            "it trains fp32, so that without bf16 the types do not go together. Set train.precision to bf16, or save the "
-            "model in fp32 first."
+            f'train.precision = "fp32": LLaMA-Factory loads a model in the type of its file, here {kept}, and casts '
+            "only trained weights to fp32. Without bf16, the two types cannot be combined. Set train.precision to "
+            "bf16, or save the model in fp32 first."
         )
 
 
@@ -115,7 +116,7 @@ def _check(settings: TrainSettings, model: Any) -> None:
 
 @dataclass(frozen=True)
 class _DataSet:
-    """A file of the mix as LLaMA-Factory knows it; `system` where its examples have a system prompt."""
+    """A file of the mix as a data set of LLaMA-Factory. `system`: whether its examples have a system prompt."""
 
     name: str
     split: str
@@ -124,7 +125,7 @@ class _DataSet:
 
 
 def _data_sets(mix: Mix, validation: int) -> list[_DataSet]:
-    """A data set for each file: LLaMA-Factory would read a folder in the order of the disk, and all that is in it."""
+    """Makes one data set per file: from a folder, LLaMA-Factory would read every file, in directory order."""
     found = []
     left = validation
     for split, files in (("train", mix.train), ("validation", mix.validation)):
@@ -140,15 +141,15 @@ def _data_sets(mix: Mix, validation: int) -> list[_DataSet]:
                 left -= min(left, rows)
             found.append(_DataSet(f"{split}-{number:05d}", split, info, system))
     if not any(entry.split == "train" for entry in found):
-        raise InputError(str(mix.folder), "holds no example to train on", "Make the mix again")
+        raise InputError(str(mix.folder), "has no training examples", "Make the mix again")
     return found
 
 
 def _formatting(file: Path) -> tuple[dict[str, Any], bool]:
-    """Format, columns and tags of a file, and whether there is a system prompt, by its first example.
+    """Format, columns and tags of a file, and whether it has system prompts, from its first example.
 
     Raises:
-        InputError: it is none of the instruct stage's formats.
+        InputError: the file is not in a format of the instruct stage.
     """
     chat = next(chats for _, chats in conversations(portions([file], 1)))[0]
     system = chat[0]["role"] == "system"
@@ -179,12 +180,12 @@ def _formatting(file: Path) -> tuple[dict[str, Any], bool]:
 
 @dataclass(frozen=True)
 class _Form:
-    """A template of LLaMA-Factory, as text.
+    """The text of a chat template of LLaMA-Factory.
 
     Attributes:
-        thinking: what `enable_thinking` must be; None where it makes no difference.
-        asked, answered: what stands before the answer, as part of the prompt or of what is learned.
-        default: the system prompt where there is none.
+        thinking: required value of `enable_thinking`; None if it makes no difference.
+        asked, answered: text before the answer; `asked` is part of the prompt, `answered` is learned.
+        default: system prompt for examples that have none.
     """
 
     name: str
@@ -198,7 +199,7 @@ class _Form:
     thinking: bool | None = None
 
     def render(self, system: str, user: str, answer: str, first: str) -> tuple[str, str]:
-        """The prompt, and all with the answer; `first` is the token that begins a text."""
+        """The prompt, and the prompt with its answer; `first` is the token that begins a text."""
         system = system or self.default
         head = self.prefix.replace("{bos}", first) + (self.system.replace("{}", system) if system else "")
         prompt = head + self.user.replace("{}", user)
@@ -225,13 +226,13 @@ FORMS = (
         prefix="{bos}",
     ),
 )
-"""Templates of LLaMA-Factory that are known to the letter."""
+"""The templates of LLaMA-Factory whose exact text is known."""
 
 
 def _template(settings: TrainSettings, system: bool) -> _Form | bool:
-    """The template that renders as the model's own does, or, where none is known, whether the model is to think.
+    """The template that renders like the model's own; if none of the known ones does, whether the model should think.
 
-    A model's type says too little: Qwen3 has been published with three templates.
+    The type of a model does not determine its template: Qwen3 has been published with three.
     """
     tokenizer = open_tokenizer(settings.model)
     encoder = Encoder(tokenizer, settings.template_arguments)
@@ -240,7 +241,7 @@ def _template(settings: TrainSettings, system: bool) -> _Form | bool:
     for prompt in ("", "You are a translator.") if system else ("",):
         turns = [{"role": "system", "content": prompt}] if prompt else []
         chat = [*turns, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        encoder.encode([chat], "a sentence to try the chat template with")  # raises where the template fails
+        encoder.encode([chat], "a test sentence")  # raises if the template fails
         arguments = {"tokenize": False, **settings.template_arguments}
         asked = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, **arguments)
         wanted[prompt] = (asked, tokenizer.apply_chat_template(chat, add_generation_prompt=False, **arguments))
@@ -255,16 +256,16 @@ def _template(settings: TrainSettings, system: bool) -> _Form | bool:
 
 
 def _model(settings: TrainSettings) -> dict[str, Any]:
-    # LLaMA-Factory's own checkpointing leaves out frozen layers, also those that gradients pass through on their way to the
-    # trained ones below: what they keep would fill the memory. The trainer's checkpoints them all.
+    # LLaMA-Factory's own checkpointing skips frozen layers, even those that gradients pass through to reach trained
+    # layers below. Their activations would fill the memory. The trainer's checkpointing covers all layers.
     return {"flash_attn": _ATTENTION[settings.attention], "disable_gradient_checkpointing": True}
 
 
 def _freeze(number: int, stage: WholeStage, selection: Selection) -> dict[str, Any]:
-    """The keys that train what is selected.
+    """The keys that train the selected parameters.
 
     Raises:
-        SettingsError: LLaMA-Factory would train something else.
+        SettingsError: LLaMA-Factory would train other parameters.
     """
     chosen, count = selection.layers, len(selection.layers)
     named = f"train.stages: stage {number}: layers = {json.dumps(stage.layers)}"
@@ -276,10 +277,10 @@ def _freeze(number: int, stage: WholeStage, selection: Selection) -> dict[str, A
         trainable = -count
     else:
         raise SettingsError(
-            f"{named}: LLaMA-Factory trains the first or the last layers of a model, and of the {selection.of} of this one "
-            "these are neither. Write bottom:N or top:N, or train without --export."
+            f"{named}: LLaMA-Factory trains only the first or the last layers of a model, and of this model's "
+            f"{selection.of} layers, these are neither. Write bottom:N or top:N, or train without --export."
         )
-    # It goes by parts of names (adapter.py of 0.9.5); what these hit must be what is selected, no more and no less.
+    # It matches parts of names (adapter.py of 0.9.5). These must match exactly the selected parameters.
     names = [*selection.trained, *selection.frozen]
     outside = sorted({name.split(".")[-2] for name in names if not re.search(r"\.\d+\.", name)})
     extra = list(dict.fromkeys(name.rpartition(".")[2] for name in stage.modules))
@@ -287,14 +288,14 @@ def _freeze(number: int, stage: WholeStage, selection: Selection) -> dict[str, A
     hit = {name for name in names if any(part in name for part in parts)}
     told = ""
     if inside := [part for part in extra if part not in outside]:
-        told = f"LLaMA-Factory trains no {inside[0]} by itself, only {', '.join(outside)}, and layers"
+        told = f"LLaMA-Factory cannot train {inside[0]} alone, only {', '.join(outside)}, and whole layers"
     elif more := [name for name in selection.frozen if name in hit]:
         part = next(part for part in parts if part in more[0])
-        told = f"LLaMA-Factory goes by parts of names: {part!r} would train {more[0]} too, one of {len(more)} that are to stay"
+        told = f"LLaMA-Factory matches parts of names: {part!r} would also train {more[0]} (one of {len(more)} frozen)"
     elif less := [name for name in selection.trained if name not in hit]:
         told = f"LLaMA-Factory would leave {less[0]} frozen (one of {len(less)})"
     if told:
-        raise SettingsError(f"{named}: {told}. Ask for other layers and modules, or train without --export.")
+        raise SettingsError(f"{named}: {told}. Choose other layers and modules, or train without --export.")
     found = {"finetuning_type": "freeze", "freeze_trainable_layers": trainable, "freeze_trainable_modules": "all"}
     return found | ({"freeze_extra_modules": ",".join(extra)} if extra else {})
 
@@ -359,7 +360,7 @@ def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int)
 def _batches(settings: TrainSettings, mix: Mix) -> Batches:
     processes = settings.processes or max(1, len(devices()))
     if settings.packing:
-        if settings.attention == "flash_attention_2":  # with which LLaMA-Factory packs for batches of one
+        if settings.attention == "flash_attention_2":  # with it, LLaMA-Factory packs for batches of one
             settings = settings.model_copy(update={"micro_batch": 1})
         return batches(settings, 0, 0, 0, processes)
     encoder = Encoder(open_tokenizer(settings.model), settings.template_arguments)
@@ -371,24 +372,24 @@ def _batches(settings: TrainSettings, mix: Mix) -> Batches:
 
 
 def _notes(config: Any, form: _Form | bool, load: Batches) -> dict[str, str]:
-    """What a key does not tell by itself."""
+    """Comments on keys that need an explanation."""
     text = config.get_text_config(decoder=True)
     found = {
-        "disable_gradient_checkpointing": "LLaMA-Factory's own, which leaves out frozen layers; see gradient_checkpointing",
-        "freeze_trainable_layers": "the first ones where negative, else the last; all else stays frozen",
-        "preprocessing_batch_size": "examples that are packed at a time; of the usual 1000, up to 3% stay padding",
+        "disable_gradient_checkpointing": "LLaMA-Factory's own, which skips frozen layers; see gradient_checkpointing",
+        "freeze_trainable_layers": "the first layers if negative, else the last; all others stay frozen",
+        "preprocessing_batch_size": "examples packed at a time; with the default of 1000, up to 3% is padding",
         "gradient_accumulation_steps": f"for {load.processes} {'devices' if load.processes > 1 else 'device'}",
         "warmup_ratio": "share of the steps; later versions of transformers call it warmup_steps",
-        "max_steps": "in place of the epochs: a number above theirs makes the stage longer",
-        "bf16": "what is computed in; trained weights and their optimizer are fp32",
+        "max_steps": "replaces the epochs: a number above theirs makes the stage longer",
+        "bf16": "precision of the computation; trained weights and their optimizer are fp32",
     }
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        found["freeze_trainable_layers"] += "; needs transformers 5: before it, experts are numbered as layers are"
+        found["freeze_trainable_layers"] += "; needs transformers 5: older versions number experts like layers"
     if not isinstance(form, _Form):
         known = ", ".join(dict.fromkeys(form.name for form in FORMS))
         found["enable_thinking"] = (
-            f"of LLaMA-Factory's templates {known} none renders as this model's own, so none is named, and LLaMA-Factory takes "
-            "what it can of the tokenizer's: look at the example that it prints, or add template: NAME"
+            f"none of LLaMA-Factory's templates {known} renders like this model's own, so none is named, and "
+            "LLaMA-Factory derives one from the tokenizer: check the example that it prints, or add template: NAME"
         )
     return found
 
@@ -408,7 +409,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_scalar(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, float):
-        digits, mark, power = repr(value).partition("e")  # YAML 1.1 takes 1e-05 for a string
+        digits, mark, power = repr(value).partition("e")  # YAML 1.1 reads 1e-05 as a string
         return f"{digits if '.' in digits else f'{digits}.0'}{mark}{power}"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) and value.lower() not in _WORDS:
         return value
@@ -431,20 +432,20 @@ $ cd {shlex.quote(str(out))}
 {commands}
 ```
 
-| stage | layers that are trained | from | to |
+| stage | trained layers | from | to |
 | --- | --- | --- | --- |
 {rows}
 
 All paths are absolute: on another machine, export again. A step is {sequences:,} {unit} on {load.processes} \
-{"devices" if load.processes > 1 else "device"}; with twice as many, halve `gradient_accumulation_steps`.
-A stage that is started again goes on from its last checkpoint; remove its folder to begin anew.
+{"devices" if load.processes > 1 else "device"}; with twice as many devices, halve `gradient_accumulation_steps`.
+A stage that is started again continues from its last checkpoint; remove its folder to start over.
 
-What is not as `corpusprep train` does it:
+Differences from `corpusprep train`:
 
-- An example that is longer than `cutoff_len` is cut; `corpusprep train` leaves it out.
-- Where a template has a line break behind the token that ends an answer, that is learned too.
-- Trained layers are saved in fp32 beside frozen ones in the model's own type; the next stage opens all in the latter.
-- Nothing checks that frozen weights have stayed as they were.
+- An example longer than `cutoff_len` is truncated; `corpusprep train` leaves it out.
+- If a template has a line break after the token that ends an answer, the line break is learned too.
+- Trained layers are saved in fp32, frozen layers in the model's own type; the next stage loads all in the model's type.
+- Nothing checks that frozen weights are unchanged.
 """
     if settings.parallelism == "fsdp":
         text += '- The model is not sharded (`parallelism = "fsdp"`): each device holds all of it.\n'

@@ -1,4 +1,4 @@
-"""What the launcher hands to the processes that train, and what they say to it."""
+"""The job that the launcher gives to the training processes, and the messages that they send back."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 COMPLETE = "corpusprep.json"
-"""In a checkpoint's folder: it is whole, and what it was made of."""
+"""File in a checkpoint's folder: marks the checkpoint as complete and holds its fingerprint."""
 TENSORS = "tensors.json"
-"""In a stage's folder: the digest of each tensor."""
+"""File in a stage's folder: the digest of each tensor."""
 ERROR = "error.txt"
-_SIGN = "\x1e"  # begins a line for the launcher; all other lines are for the log
+_SIGN = "\x1e"  # begins a line for the launcher; all other lines go to the log
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage, with nothing left open.
+    """One stage, with all its settings.
 
     Attributes:
-        number: of the stage, from 1.
-        model: folder or hub name that the stage starts from.
-        previous: folder of the stage before, whose weights these must be; None for the first.
+        number: number of the stage, from 1.
+        model: folder or hub name of the model that the stage starts from.
+        previous: folder of the previous stage, whose weights the model must have; None for the first stage.
         work: folder for checkpoints and results.
-        train: folder of the data set, as `tokenise` makes it.
-        validation: folder of the examples whose loss is measured; None for none.
-        fingerprint: what a checkpoint must have been made of to go on with it.
-        resume: folder of the checkpoint to go on with.
-        launcher: its process.
+        train: folder of the data set that `tokenise` wrote.
+        validation: folder of the validation examples; None without validation.
+        fingerprint: settings and inputs; a checkpoint with other ones is not resumed.
+        resume: folder of the checkpoint to resume.
+        launcher: process ID of the launcher.
     """
 
     number: int
@@ -73,13 +73,13 @@ class Job:
 
 
 def send(what: dict[str, Any]) -> None:
-    """Says something to the launcher."""
+    """Sends a message to the launcher."""
     # In one write, at the beginning of a line: other processes and threads write to the same pipe.
     os.write(1, f"\n{_SIGN}{json.dumps(what)}\n".encode())
 
 
 def received(line: str) -> dict[str, Any] | None:
-    """What a line of output says to the launcher; None where it is for the log."""
+    """The message to the launcher in a line of output; None if the line is for the log."""
     if not line.startswith(_SIGN):
         return None
     try:
@@ -90,7 +90,7 @@ def received(line: str) -> dict[str, Any] | None:
 
 
 def made_of(checkpoint: Path) -> dict[str, Any] | None:
-    """What a checkpoint was made of, by its mark; None where it is not whole."""
+    """The fingerprint of a checkpoint; None if the checkpoint is incomplete."""
     try:
         found: dict[str, Any] = json.loads((checkpoint / COMPLETE).read_text())
     except (OSError, ValueError):
@@ -102,14 +102,14 @@ _WORDS = {
     "trained": "the set of trained tensors",
     "mix": "the mix",
     "seed": "the seed",
-    "model": "the model that it started from",
-    "start": "the model that it started from",
+    "model": "the starting model",
+    "start": "the starting model",
     "processes": "the number of processes",
 }
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Why what was begun cannot be gone on with, in one sentence; None where it can."""
+    """Why work with fingerprint `before` cannot be continued with `now`, in one sentence; None if it can."""
     differ = [key for key in now if key in before and before[key] != now[key]]
     if not differ:
         return None
@@ -118,8 +118,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         if key == "trained":
             more, fewer = (sorted(set(a) - set(b)) for a, b in ((now[key], before[key]), (before[key], now[key])))
             shown = [f"{name} is new" for name in more[:1]] + [f"{name} is missing" for name in fewer[:1]]
-            told.append(f"{_WORDS[key]} is another ({', '.join(shown)})")
+            told.append(f"{_WORDS[key]} has changed ({', '.join(shown)})")
         else:
             word = _WORDS.get(key, f"train.{key}")
-            told.append(f"{word} is another (it was {before[key]}, and is {now[key]})")
-    return "; ".join(told) + ". Put it back, or train anew into another --out."
+            told.append(f"{word} has changed (from {before[key]} to {now[key]})")
+    return "; ".join(told) + ". Change it back, or train into another --out."

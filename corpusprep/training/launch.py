@@ -1,4 +1,4 @@
-"""`corpusprep train`: from a mix and a model to one folder a stage, through TRL's trainer and `accelerate launch`."""
+"""`corpusprep train`: trains a model on a mix with TRL's trainer and `accelerate launch`, into one folder per stage."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _PACKAGES = ("trl", "transformers", "accelerate", "torch")
 
 @dataclass
 class TrainResult:
-    """What a training left.
+    """The result of a training.
 
     Attributes:
-        folders: of the stages, in order, each a model that `AutoModelForCausalLM.from_pretrained` opens.
-        reports: what each stage's `training.json` holds.
-        commands: that were run.
+        folders: one per stage, in order; each is a model that `AutoModelForCausalLM.from_pretrained` opens.
+        reports: content of each stage's `training.json`.
+        commands: commands that were run.
     """
 
     folders: list[Path] = field(default_factory=list)
@@ -57,7 +57,7 @@ class TrainResult:
 
 
 def require() -> None:
-    """Raises RunError where the packages of the extra `train` are missing."""
+    """Raises RunError if packages of the extra `train` are missing."""
     for name in (*_PACKAGES, "matplotlib"):
         try:
             importlib.metadata.version(name)
@@ -66,10 +66,10 @@ def require() -> None:
 
 
 def dry_run(settings: TrainSettings, mix: str | Path) -> str:
-    """What `train` would do, as text, from the model's config and the first examples of the mix.
+    """Describes what `train` would do, from the model's config and the first examples of the mix.
 
     Raises:
-        CorpusprepError: model or mix cannot be had, or they do not fit the settings.
+        CorpusprepError: the model or the mix cannot be found, or does not fit the settings.
     """
     require()
     found = find_mix(mix)
@@ -95,24 +95,24 @@ def train(
     """Trains a model on a mix, stage by stage.
 
     Args:
-        settings: the model, the stages and all else.
+        settings: settings of the training.
         mix: folder `mix` of a run.
         out: folder for `stage-1`, `stage-2` and so on.
-        seed: of the order of examples, where the settings have none.
-        stage: only this one, from 1; it starts from the one before, which must be there.
-        resume: go on with what is in `out`: stages that are done stay, and one that was interrupted goes on from its last
+        seed: seed of the order of examples, if the settings have none.
+        stage: train only this stage, from 1; it starts from the previous one, which must be finished.
+        resume: continue the training in `out`: finished stages are kept, and an interrupted one continues from its last
             checkpoint.
-        progress: what to tell of the progress.
+        progress: receives the progress.
 
     Raises:
-        CorpusprepError: model or mix cannot be had; they do not fit the settings; what is in `out` is not of these; or a
-            check of what training did has failed.
+        CorpusprepError: the model or the mix cannot be found, or does not fit the settings; `out` has another training;
+            or a check of the result failed.
     """
     require()
     progress = progress or Progress()
     out = Path(out)
     if stage is not None and not 1 <= stage <= len(settings.stages):
-        raise SettingsError(f"--stage {stage}: the recipe has {len(settings.stages)} stages, from 1.")
+        raise SettingsError(f"--stage {stage}: the recipe has stages 1 to {len(settings.stages)}. Choose one of them.")
     found = find_mix(mix)
     config = open_config(settings.model)
     check_length(settings, config)
@@ -148,28 +148,28 @@ class _Run:
         return self.result
 
     def _check_folder(self, plans: list[StagePlan], resume: bool) -> None:
-        """Refuses what cannot be gone on with before anything is done or lost."""
+        """Checks that the folder's content can be continued, before any work is done or lost."""
         wanted = [plan.number for plan in plans]
         there = [n for n in wanted if (self.out / f"stage-{n}").exists()]
         begun = [n for n in wanted if n not in there and self._checkpoint(n) is not None]
         if not resume and (there or begun):
             what = f"stage-{there[0]}" if there else f"an interrupted stage {begun[0]}"
-            raise RunError(f"{self.out}: holds {what} already. Go on with --resume, or choose another --out.")
+            raise RunError(f"{self.out}: already has {what}. Continue with --resume, or choose another --out.")
         for plan in plans:
             if plan.number in there:
                 self._check_done(plan, self.out / f"stage-{plan.number}")
             elif (checkpoint := self._checkpoint(plan.number)) is not None and (
                 told := difference(made_of(checkpoint) or {}, self._fingerprint(plan))
             ):
-                raise RunError(f"{self.out}: stage {plan.number} cannot be gone on with: {told}")
+                raise RunError(f"{self.out}: stage {plan.number} cannot be resumed: {told}")
         before = wanted[0] - 1
         if before and not (self.out / f"stage-{before}" / TENSORS).is_file():
             raise RunError(
-                f"{self.out / f'stage-{before}'}: is not there, and stage {before + 1} starts from it. Train it first."
+                f"{self.out / f'stage-{before}'}: is missing, and stage {before + 1} starts from it. Train it first."
             )
 
     def _tokenise(self) -> tuple[Tokenised, str, Tokenised | None]:
-        """The data set that is trained on, and the examples that are held out."""
+        """Makes the data set. Returns the training counts, its folder, and the validation counts."""
         settings = self.settings
         tokenizer = open_tokenizer(settings.model)
         key = digest(
@@ -188,7 +188,10 @@ class _Run:
             )  # fmt: skip
             rows = made(self.mix.train, packing=settings.packing, out=scratch / "train")
             if not rows.examples:
-                raise RunError(f"{self.mix.folder}: no example is left to train on; {rows.too_long:,} are too long.")
+                raise RunError(
+                    f"{self.mix.folder}: no training example is left; {rows.too_long:,} are too long. Check the mix, "
+                    "or raise train.sequence_length."
+                )
             held: Tokenised | None = None
             if self.mix.validation and settings.validation_examples:
                 limit = settings.validation_examples
@@ -240,9 +243,9 @@ class _Run:
             learning_rate=stage.learning_rate,
             min_learning_rate=stage.min_learning_rate,
             schedule=stage.schedule,
-            warmup_steps=min(math.ceil(stage.warmup * steps), steps - 1),  # the first rate of a rise is 0
+            warmup_steps=min(math.ceil(stage.warmup * steps), steps - 1),  # warmup starts at rate 0
             epochs=stage.epochs,
-            # transformers would go on beyond the epochs to reach a larger one
+            # with a larger one, transformers would train beyond the epochs
             max_steps=steps if settings.max_steps is not None else None,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
@@ -275,7 +278,7 @@ class _Run:
         remove(work)
 
     def _fingerprint(self, plan: StagePlan) -> dict[str, Any]:
-        """All that decides what a stage makes."""
+        """All settings and inputs that determine the result of a stage."""
         settings, stage = self.settings, plan.stage
         own = stage.model_dump(mode="json", exclude={"layers", "modules"})
         shared = settings.model_dump(
@@ -295,15 +298,15 @@ class _Run:
             report = json.loads((folder / "training.json").read_text())
             before = {**report["fingerprint"], "start": report["started_from"]}
         except (OSError, ValueError, KeyError):
-            raise RunError(f"{folder}: is no stage of corpusprep train. Choose another --out.") from None
+            raise RunError(f"{folder}: is not a stage of corpusprep train. Choose another --out.") from None
         previous = self.out / f"stage-{plan.number - 1}"
-        # Where the stage before is not there any more, its tensors cannot be asked for; it is not trained again for that.
+        # If the previous stage has been removed, its tensors cannot be compared. It is not trained again for that.
         start = self.settings.model if plan.number == 1 else _digest_of(previous) or before["start"]
         if told := difference(before, {**self._fingerprint(plan), "start": start}):
-            raise RunError(f"{folder}: is done already, but not with these settings: {told}")
+            raise RunError(f"{folder}: was trained with other settings: {told}")
 
     def _checkpoint(self, number: int) -> Path | None:
-        """The last whole checkpoint of a stage; what a killed run left half written is not looked at."""
+        """The last complete checkpoint of a stage; ignores those that a killed run left incomplete."""
         folder = self.out / ".work" / f"stage-{number}" / "checkpoints"
         whole = [path for path in folder.glob("checkpoint-*") if made_of(path) is not None]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
@@ -326,7 +329,7 @@ class _Run:
         if self.processes == 1 and len(self.devices) > 1:
             config["gpu_ids"] = "0"
         if self.processes > 1:
-            config["distributed_type"] = "MULTI_GPU"  # which is what starts several, on CPUs too
+            config["distributed_type"] = "MULTI_GPU"  # this starts several processes, on CPUs too
             if parallel == "fsdp":
                 config["distributed_type"] = "FSDP"
                 config["fsdp_config"] = {
@@ -336,17 +339,17 @@ class _Run:
                     "fsdp_reshard_after_forward": True,
                     "fsdp_cpu_ram_efficient_loading": False,
                 }
-        file = work / "accelerate.json"  # a file of its own: that of the user's home may say anything
+        file = work / "accelerate.json"  # a separate file, because the user's own config may differ
         file.write_text(json.dumps(config, indent=1))
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
         return [*launch, "-m", "corpusprep.training.worker", str(work / "job.json")]
 
     def _run(self, command: list[str], plan: StagePlan, work: Path) -> None:
-        """Runs a stage, tells of its progress, and keeps all else that it says in a log."""
+        """Runs a stage, reports its progress, and writes its other output to a log."""
         log = self.out / f"stage-{plan.number}.log"
-        # Threads that wait by spinning take a busy CPU from those that work.
+        # Threads that spin while they wait take CPU time from those that work.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-        if self.devices:  # where there are GPUs, accelerate gives what is left to the CPU one thread
+        if self.devices:  # with GPUs, accelerate gives the CPU work one thread
             environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.processes))
         environment |= {
             **os.environ,
@@ -381,7 +384,7 @@ class _Run:
                 code = process.wait()
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)  # accelerate would leave what it started behind
+                    os.killpg(process.pid, signal.SIGTERM)  # accelerate would leave its child processes running
                 process.wait()
                 raise
             finally:
@@ -392,15 +395,15 @@ class _Run:
             return
         error = work / ERROR
         if error.is_file() and (told := error.read_text()):
-            raise RunError(f"stage {plan.number}: {told}\nAll that it said is in {log}.")
+            raise RunError(f"stage {plan.number}: {told}\nThe full output is in {log}.")
         raise RunError(
-            f"stage {plan.number}: its processes ended with exit code {code}. All that they said is in {log}. What is done is "
-            "kept: go on with --resume."
+            f"stage {plan.number}: the training processes ended with exit code {code}. The full output is in {log}. "
+            "Finished work is kept: continue with --resume."
         )
 
 
 def _digest_of(stage: Path) -> str | None:
-    """Of the tensors that a stage left; None where it is not there."""
+    """Digest of a stage's tensors; None if the stage is missing."""
     try:
         return digest(json.loads((stage / TENSORS).read_text()))
     except (OSError, ValueError):
@@ -409,7 +412,7 @@ def _digest_of(stage: Path) -> str | None:
 
 def _processes(settings: TrainSettings, gpus: list[int]) -> int:
     if settings.processes is not None and gpus and settings.processes > len(gpus):
-        raise SettingsError(f"train.processes = {settings.processes}, but {len(gpus)} GPUs are seen.")
+        raise SettingsError(f"train.processes = {settings.processes}, but only {len(gpus)} GPUs are visible. Lower it.")
     return settings.processes or max(1, len(gpus))
 
 

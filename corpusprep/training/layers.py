@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: layers by their place, modules by their name."""
+"""Selects the parameters that a stage trains: layers by position, modules by name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 @dataclass(frozen=True)
 class Selection:
-    """What is trained of a model.
+    """The trained and the frozen parameters of a model.
 
     Attributes:
         layers: numbers of the trained layers, from 0, ascending.
-        of: layers that the model has.
-        stack: name of the list of layers in the model, as `model.layers`.
+        of: number of layers in the model.
+        stack: name of the list of layers in the model, such as `model.layers`.
         trained, frozen: names of the parameters, in the model's order.
     """
 
@@ -34,25 +34,27 @@ class Selection:
 
 
 def check_form(layers: str | Sequence[int]) -> None:
-    """Raises ValueError where that names no layers of whatever model."""
+    """Raises ValueError if `layers` cannot be valid for any model."""
     if not isinstance(layers, str):
         if len(set(layers)) < len(layers):
             raise ValueError("a layer is named twice")
         return
     ends, numbers = _ENDS.fullmatch(layers), _RANGE.fullmatch(layers)
     if ends and int(ends[2]) == 0:
-        raise ValueError(f"{layers!r} trains no layer; write none, with modules to train")
+        raise ValueError(f"{layers!r} selects no layer; write none, and list modules to train")
     if numbers and int(numbers[1]) > int(numbers[2]):
         raise ValueError(f"{layers!r} ends before it begins")
     if not ends and not numbers and layers not in ("all", "none"):
-        raise ValueError(f"{layers!r} names no layers; write bottom:4, top:15, 8-12, all, none, or a list as [0, 1, 5]")
+        raise ValueError(
+            f"{layers!r} is not valid; write bottom:4, top:15, 8-12, all, none, or a list such as [0, 1, 5]"
+        )
 
 
 def parse_layers(layers: str | Sequence[int], count: int) -> tuple[int, ...]:
-    """The numbers of the layers, from 0, of a model that has `count`.
+    """The numbers of the selected layers, from 0, of a model with `count` layers.
 
     Raises:
-        SettingsError: the model has not as many.
+        SettingsError: the model has fewer layers.
     """
     if not isinstance(layers, str):
         found: Sequence[int] = sorted(layers)
@@ -61,7 +63,7 @@ def parse_layers(layers: str | Sequence[int], count: int) -> tuple[int, ...]:
     elif ends := _ENDS.fullmatch(layers):
         number = int(ends[2])
         if number > count:
-            raise SettingsError(f"train.stages: layers = {layers!r}, but the model has {count} layers.")
+            raise SettingsError(f"train.stages: layers = {layers!r}, but the model has only {count} layers.")
         found = range(number) if ends[1] == "bottom" else range(count - number, count)
     else:
         first, last = layers.split("-")
@@ -74,7 +76,7 @@ def parse_layers(layers: str | Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def find_layers(model: Any) -> tuple[str, int]:
-    """Name of the list of decoder layers, and how many there are.
+    """Name of the list of decoder layers, and their number.
 
     Raises:
         SettingsError: the model has no such list, or more than one.
@@ -91,26 +93,26 @@ def find_layers(model: Any) -> tuple[str, int]:
         and len({type(layer) for layer in module}) == 1
         and any(True for _ in module.parameters())
     ]
-    # A list within a layer, as that of experts, is not one of layers.
+    # A list inside a layer, such as that of experts, is not a list of layers.
     found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if len(found) != 1 or not isinstance(count, int):
         shown = f"several ({', '.join(found)})" if found else "none"
         raise SettingsError(
-            f"{type(model).__name__}: a list of {count} decoder layers is looked for in the model, and there is {shown}. "
-            "Stages by layers need a decoder with one."
+            f"{type(model).__name__}: the model must have one list of {count} decoder layers, but it has {shown}. "
+            "Choose a decoder with one such list."
         )
     return found[0], count
 
 
 def select(model: Any, layers: str | Sequence[int], modules: Sequence[str]) -> Selection:
-    """What a stage trains of a model.
+    """Selects the parameters of a model that a stage trains.
 
     Args:
-        model: a causal language model of transformers; it may lie on the device `meta`.
+        model: a causal language model of transformers; it may be on the device `meta`.
         layers, modules: see `TrainStage`.
 
     Raises:
-        SettingsError: there is no such layer or module; nothing is to be trained; or a module's weight is another's too.
+        SettingsError: a layer or module does not exist; nothing would be trained; or a module shares its weight.
     """
     stack, count = find_layers(model)
     chosen = parse_layers(layers, count)
@@ -124,12 +126,12 @@ def select(model: Any, layers: str | Sequence[int], modules: Sequence[str]) -> S
             raise SettingsError(f"train.stages: modules: the model has no module {name!r}.{hint}")
         if name in tied:
             raise SettingsError(
-                f"train.stages: modules: {name!r} cannot be trained: in this model the output head and the input embeddings are "
-                "one tensor (tie_word_embeddings), so that training one changes the other, and with it every layer's input. "
-                "Leave it out."
+                f"train.stages: modules: {name!r} cannot be trained: this model's output head and input embeddings are "
+                "one tensor (tie_word_embeddings), so training one changes the other, and with it the input of every "
+                "layer. Leave it out."
             )
         if next(known[name].parameters(), None) is None:
-            raise SettingsError(f"train.stages: modules: {name!r} has no parameters.")
+            raise SettingsError(f"train.stages: modules: {name!r} has no parameters. Leave it out.")
         prefixes.append(f"{name}.")
     names = [name for name, _ in model.named_parameters()]
     trained = tuple(name for name in names if name.startswith(tuple(prefixes))) if prefixes else ()
@@ -140,8 +142,8 @@ def select(model: Any, layers: str | Sequence[int], modules: Sequence[str]) -> S
 
 
 def freeze(model: Any, selection: Selection) -> None:
-    """Lets gradients flow to the trained parameters only, and makes these fp32: in bf16, most steps of a small learning rate
-    would be rounded away. Frozen ones keep their type."""
+    """Turns on gradients for the trained parameters only, and casts these to fp32: in bf16, most updates at a small
+    learning rate would be rounded away. Frozen parameters keep their type."""
     import torch
 
     trained = set(selection.trained)
@@ -152,8 +154,8 @@ def freeze(model: Any, selection: Selection) -> None:
 
 
 def drop_input_gradients(model: Any) -> None:
-    """Undoes `enable_input_require_grads`, which transformers 5 does with gradient checkpointing: it is for adapters, and with a
-    frozen prefix it has all activations kept and computed again that freezing saves."""
+    """Undoes `enable_input_require_grads`, which transformers 5 calls with gradient checkpointing. It is meant for
+    adapters. If the first layers are frozen, it keeps and recomputes all activations that freezing saves."""
     if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None) is not None:
         model.disable_input_require_grads()
 
@@ -164,12 +166,12 @@ def _tied(model: Any, modules: dict[str, Any]) -> set[str]:
         return set()
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     found = {name for name, module in modules.items() if any(module is end for end in ends)}
-    # A module around them, as the whole decoder, trains them too.
+    # A module that contains them, such as the whole decoder, trains them too.
     return found | {outer for outer in modules for name in found if name.startswith(f"{outer}.")}
 
 
 def two_layers(config: Any) -> Any:
-    """The configuration of a model with the first two layers of another."""
+    """A copy of a model's config with only the first two layers."""
     small = copy.deepcopy(config)
     text = small.get_text_config(decoder=True)
     text.num_hidden_layers = 2

@@ -1,4 +1,4 @@
-"""What a stage leaves beside the weights: a card, the loss curve, and a report."""
+"""The files that a stage writes beside the weights: a model card, the loss curve, and a report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_outcome(
     command: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes `training.json`, `loss.csv`, `loss.png` and the model's card into its folder."""
+    """Writes `training.json`, `loss.csv`, `loss.png` and the model card into the model's folder."""
     history = report["history"]
     with open(folder / "loss.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _CURVE, extrasaction="ignore", restval="")
@@ -61,7 +61,7 @@ def _draw(history: Sequence[Mapping[str, Any]], losses: Mapping[str, float], pla
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o--", color="tab:orange", label="validation")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss, nats per token")
     axes.set_title(f"stage {plan.number}: {_name(plan)}")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -97,8 +97,8 @@ pipeline_tag: text-generation
 
 # {Path(settings.model).name}, stage {plan.number} of {len(settings.stages)}
 
-`{Path(settings.model).name}`, of which some layers were trained on a translation mix by
-`corpusprep train` ({facts["versions"]["corpusprep"]}), after LLaMAX2 / Qwen3-XPlus ([arXiv 2510.09189](https://arxiv.org/abs/2510.09189)).
+`{Path(settings.model).name}` with some layers trained on a translation mix by
+`corpusprep train` ({facts["versions"]["corpusprep"]}), following LLaMAX2 / Qwen3-XPlus ([arXiv 2510.09189](https://arxiv.org/abs/2510.09189)).
 Stages:
 
 {stages}
@@ -110,10 +110,10 @@ Stages:
 | mix | {mix["examples"]:,} examples, {mix["tokens"]:,} tokens, checksum `{mix["checksum"]}` |
 | steps | {report["steps"]:,} |
 {measured}| frozen tensors that changed | {len(checks["frozen_tensors_changed"])} of {checks["frozen_tensors"]} |
-| trained tensors that did not move | {len(checks["trained_tensors_unmoved"])} of {checks["trained_tensors"]} |
+| trained tensors that did not change | {len(checks["trained_tensors_unmoved"])} of {checks["trained_tensors"]} |
 | trained values that changed, in fp32 | {changed:.1%} |
-| and still differ as saved | {survived:.1%} |
+| trained values that changed, as saved | {survived:.1%} |
 
-`training.json` holds all settings, versions and checks; `loss.csv` and `loss.png` the loss curve; `tensors.json` a digest of each
-tensor.
+`training.json` has all settings, versions and checks; `loss.csv` and `loss.png` have the loss curve; `tensors.json` has
+a digest of each tensor.
 """

@@ -1,4 +1,4 @@
-"""What a training would do: parameters, steps, tokens and memory, from the model's config and the mix alone."""
+"""Plans a training: parameters, steps, tokens and memory, from only the model's config and the mix."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from corpusprep.training.layers import Selection, find_layers, select, two_layer
 from corpusprep.training.settings import TrainSettings, WholeStage
 
 _SAMPLE = 2048  # examples whose tokens are counted for a dry run
-_PACKED = 0.98  # of a packed sequence that is examples, as counted on mixes of sentence pairs
-_SIZES = (16, 24, 32, 40, 48, 64, 80, 96, 141, 192)  # GiB of the GPUs that there are
-_RESERVED = 1 << 30  # bytes that a GPU's driver, the allocator and the kernels take
+_PACKED = 0.98  # share of a packed sequence that examples fill, measured on mixes of sentence pairs
+_SIZES = (16, 24, 32, 40, 48, 64, 80, 96, 141, 192)  # GiB of existing GPUs
+_RESERVED = 1 << 30  # bytes that a GPU's driver, the allocator and the kernels use
 _HEAD_ROWS = 1024  # rows of logits that TRL's loss keeps at a time
 
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate for one device without sharding, in bytes."""
+    """Estimated memory of one device without sharding, in bytes."""
 
     weights: int
     gradients: int
@@ -39,7 +39,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage would do."""
+    """The plan of one stage."""
 
     number: int
     stage: WholeStage
@@ -51,13 +51,13 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Batches:
-    """How sequences become steps.
+    """How sequences are grouped into steps.
 
     Attributes:
-        sequences: of the data set: packed ones, or examples.
-        micro_batch: sequences that a device takes at once.
-        accumulation: times that it does so before a step.
-        processes: devices.
+        sequences: sequences of the data set: packed ones, or examples.
+        micro_batch: sequences per device and forward pass.
+        accumulation: forward passes per step.
+        processes: number of devices.
     """
 
     sequences: int
@@ -73,11 +73,11 @@ class Batches:
 
 
 def batches(settings: TrainSettings, sequences: int, mean: float, longest: int, processes: int) -> Batches:
-    """Shares out the tokens of a step.
+    """Divides the tokens of a step into batches.
 
     Args:
-        sequences: of the data set.
-        mean, longest: tokens of an example.
+        sequences: sequences of the data set.
+        mean, longest: mean and maximum tokens of an example.
     """
     if settings.packing:
         rows, tokens = settings.micro_batch, float(settings.sequence_length)
@@ -92,7 +92,7 @@ def open_config(model: str) -> Any:
     """A model's config.
 
     Raises:
-        RunError: it cannot be had.
+        RunError: the config cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -101,8 +101,8 @@ def open_config(model: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"{model}: cannot be opened as a model: {reason} Name a folder with config.json, weights and tokenizer, or a model "
-            "of the hub; where it is gated, accept its licence on its page and log in with hf auth login."
+            f"{model}: cannot be opened as a model: {reason} Give a folder with config.json, weights and tokenizer, or "
+            "a model of the hub. If the model is gated, accept its licence on its page and log in with hf auth login."
         ) from None
 
 
@@ -110,14 +110,14 @@ def open_tokenizer(model: str) -> Any:
     """A model's tokenizer.
 
     Raises:
-        RunError: it cannot be had.
+        RunError: the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # whatever reading a stranger's tokenizer may come upon
-        raise RunError(f"{model}: its tokenizer cannot be opened: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # an unknown tokenizer can fail in any way
+        raise RunError(f"{model}: the tokenizer cannot be opened: {str(error).strip().splitlines()[0]}") from None
 
 
 def skeleton(config: Any) -> Any:
@@ -133,7 +133,7 @@ def skeleton(config: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=_dtype(config))
     except ValueError as error:
-        raise RunError(f"{config.name_or_path}: is no causal language model: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{config.name_or_path}: is not a causal language model: {str(error).splitlines()[0]}") from None
 
 
 def _dtype(config: Any) -> Any:
@@ -144,16 +144,16 @@ def _dtype(config: Any) -> Any:
 
 
 def check_length(settings: TrainSettings, config: Any) -> None:
-    """Raises SettingsError where a sequence is longer than the model reads."""
+    """Raises SettingsError if a sequence is longer than the model's maximum."""
     most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if most is not None and settings.sequence_length > most:
         raise SettingsError(
-            f"train.sequence_length = {settings.sequence_length}, but the model reads {most} tokens at most."
+            f"train.sequence_length = {settings.sequence_length}, but the model takes at most {most} tokens. Lower it."
         )
 
 
 def devices() -> list[int]:
-    """Bytes of each GPU."""
+    """Memory of each GPU, in bytes."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -161,7 +161,7 @@ def devices() -> list[int]:
 
 
 def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[StagePlan]:
-    """What the stages train of a model, and the memory that it takes."""
+    """Plans the stages: the parameters that they train, and the memory that they need."""
     model = skeleton(config)
     found = []
     for number, stage in enumerate(settings.stages, start=1):
@@ -180,10 +180,10 @@ def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[St
 
 
 def activations(settings: TrainSettings, config: Any, chosen: Selection, precision: str) -> int | None:
-    """Bytes that a device keeps of one forward pass for the backward pass; None where that cannot be told.
+    """Bytes of activations that a device keeps for the backward pass; None if they cannot be estimated.
 
-    Counted, on tensors without content, for a model of two layers, with the mask that packed examples have; a layer before the
-    first that is trained keeps nothing.
+    They are counted on a model of two layers, with fake tensors and the mask of packed examples. A layer before the
+    first trained layer keeps nothing.
     """
     first = chosen.layers[0] if chosen.layers else chosen.of
     if any("embed" in name for name in chosen.trained):
@@ -196,12 +196,12 @@ def activations(settings: TrainSettings, config: Any, chosen: Selection, precisi
     logging.disable(logging.CRITICAL)  # torch logs a trace before it raises
     try:
         both, top, bottom = (saved_bytes(config, which, tokens, precision) for which in ((0, 1), (1,), (0,)))
-    except Exception:  # a model that cannot be cut to two layers so, or computes what a tensor without content cannot
+    except Exception:  # the model cannot be cut to two layers, or needs the values of tensors
         return None
     finally:
         logging.disable(disabled)
     layer, rest = both - top, max(0, 2 * top - both)
-    through = max(0, bottom - rest - layer)  # a frozen layer behind a trained one
+    through = max(0, bottom - rest - layer)  # a frozen layer after a trained one
     of_trained = len(chosen.layers)
     kept = of_trained * layer + (behind - of_trained) * through
     if settings.gradient_checkpointing:
@@ -211,7 +211,7 @@ def activations(settings: TrainSettings, config: Any, chosen: Selection, precisi
 
 
 def saved_bytes(config: Any, trained: Sequence[int], tokens: int, precision: str) -> int:
-    """Bytes that autograd keeps of a forward pass through the first two layers of a model, some of which are trained."""
+    """Bytes that autograd keeps of a forward pass through a model's first two layers, some of which are trained."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModel
@@ -247,7 +247,7 @@ def saved_bytes(config: Any, trained: Sequence[int], tokens: int, precision: str
 
 @dataclass(frozen=True)
 class Preview:
-    """The mix as a dry run sees it."""
+    """Token counts of a mix, estimated from its first examples."""
 
     examples: int
     sampled: int
@@ -257,18 +257,18 @@ class Preview:
 
     @property
     def kept(self) -> int:
-        """Examples that are not too long, about."""
+        """Approximate number of examples that are not too long."""
         return round(self.examples * (1 - self.too_long / max(self.sampled, 1)))
 
     def sequences(self, settings: TrainSettings) -> int:
-        """Of the data set, about: packed ones, or examples."""
+        """Approximate number of sequences in the data set: packed ones, or examples."""
         if not settings.packing:
             return self.kept
         return max(1, round(self.kept * self.mean / settings.sequence_length / _PACKED))
 
 
 def preview(mix: Mix, encoder: Encoder, longest: int) -> Preview:
-    """Counts the tokens of the first examples; the mix is shuffled."""
+    """Counts the tokens of the first examples, which are a sample because the mix is shuffled."""
     sizes: list[int] = []
     for where, chats in conversations(portions(mix.train, _SAMPLE)):
         sizes += [len(ids) for ids, _ in encoder.encode(chats, where)]
@@ -290,10 +290,10 @@ def describe(
     seen: Preview,
     gpus: list[int],
 ) -> str:
-    """A dry run for people.
+    """The printed text of a dry run.
 
     Args:
-        gpus: bytes of each GPU that is seen.
+        gpus: memory of each visible GPU, in bytes.
     """
     rows = []
     for plan in stages:
@@ -308,7 +308,7 @@ def describe(
         )  # fmt: skip
     head = (
         "stage", "layers", "trained", "frozen", "share", "steps", "weights", "gradients", "optimizer", "activations",
-        "in all, GiB", "fits",
+        "total, GiB", "fits",
     )  # fmt: skip
     tokens = seen.kept * seen.mean
     a_step = (
@@ -317,8 +317,8 @@ def describe(
     lines = [
         columns(rows, head),
         "",
-        f"{seen.examples:,} examples, about {tokens:,.0f} tokens through this model's template (the first {seen.sampled:,} "
-        f"counted; {seen.too_long:,} of these are longer than {settings.sequence_length:,} and would be left out).",
+        f"{seen.examples:,} examples, about {tokens:,.0f} tokens with this model's template (counted on the first "
+        f"{seen.sampled:,}; {seen.too_long:,} of these are longer than {settings.sequence_length:,} and left out).",
         f"A step: about {a_step:,.0f} tokens, {shown.micro_batch} x {shown.accumulation} "
         f"{'packed sequences' if settings.packing else 'examples'} on {shown.processes} "
         f"{'processes' if shown.processes > 1 else 'process'}, in {precision}; trained weights and their optimizer in fp32.",
@@ -343,6 +343,6 @@ def _fits(total: int | None, gpus: list[int]) -> str:
     if total is None:
         return "?"
     if gpus:
-        return "yes" if total <= min(gpus) else f"no: the GPU has {min(gpus) / 2**30:.0f} GiB; shard it (fsdp)"
+        return "yes" if total <= min(gpus) else f"no: the GPU has {min(gpus) / 2**30:.0f} GiB; shard the model (fsdp)"
     room = next((size for size in _SIZES if total <= size * 2**30), None)
-    return f"a GPU of {room} GiB" if room else f"none of {_SIZES[-1]} GiB: shard it (fsdp)"
+    return f"a GPU of {room} GiB" if room else f"no GPU up to {_SIZES[-1]} GiB: shard the model (fsdp)"

@@ -13,23 +13,23 @@ Layers = str | tuple[Annotated[int, Field(ge=0)], ...]
 
 
 SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-"""What transformers calls them."""
+"""Names of the schedules in transformers."""
 
 
 class TrainStage(Settings):
-    """One stage of the training, a `[[train.stages]]` table. What it does not set is as `[train]` has it."""
+    """One stage of the training, a `[[train.stages]]` table. Settings that it leaves out are taken from `[train]`."""
 
     layers: Layers
-    """Decoder layers that are trained, all others being frozen: `bottom:4` (the first ones, next to the embeddings), `top:15`,
-    `8-12` (from 0, the last one included), `all`, `none`, or a list of numbers from 0."""
+    """Decoder layers to train: `bottom:4` (the first ones, next to the embeddings), `top:15`, `8-12` (counted from 0,
+    both included), `all`, `none`, or a list of numbers from 0. All other layers are frozen."""
     modules: tuple[str, ...] = ()
-    """Further modules that are trained, by their exact name in the model, as `model.norm`."""
+    """Further modules to train, by their exact name in the model, such as `model.norm`."""
     learning_rate: Rate | None = None
-    """The highest of the schedule."""
+    """Maximum of the learning rate."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Where the cosine ends."""
+    """Learning rate at the end of a cosine schedule."""
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] | None = None
     """How the learning rate falls."""
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -45,7 +45,7 @@ class TrainStage(Settings):
 
 
 class WholeStage(Settings):
-    """A stage with nothing left open."""
+    """A stage with all its settings."""
 
     layers: Layers
     modules: tuple[str, ...]
@@ -60,59 +60,59 @@ class TrainSettings(Settings):
     """Settings of `corpusprep train`: the two stages of LLaMAX2 / Qwen3-XPlus (arXiv 2510.09189) by default."""
 
     model: str
-    """The instruct model that is trained: a folder, or a name on the Hugging Face hub."""
+    """The instruct model to train: a folder, or a name on the Hugging Face hub."""
     stages: Annotated[tuple[TrainStage, ...], Field(min_length=1)] = (
         TrainStage(layers="bottom:4"),
         TrainStage(layers="top:15"),
     )
-    """One after another, each from what the one before has made."""
+    """The stages, in order. Each starts from the model of the previous one."""
     learning_rate: Rate = 1e-5
-    """The highest of the schedule."""
+    """Maximum of the learning rate."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = 2e-6
-    """Where the cosine ends."""
+    """Learning rate at the end of a cosine schedule."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls: to min_learning_rate, to 0, or not."""
+    """How the learning rate falls: cosine to min_learning_rate, linear to 0, constant not at all."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the mix, in each stage."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Ends a stage after so many steps: for a trial."""
+    """Ends each stage after this many steps, for a trial."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are scaled down to this norm; 0 for never."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     sequence_length: Annotated[int, Field(ge=16)] = 4096
-    """Tokens of a sequence; longer examples are left out and counted."""
+    """Tokens per sequence; longer examples are left out and counted."""
     batch_tokens: Annotated[int, Field(ge=1)] = 131_072
-    """Tokens of an optimizer step, over all devices, about."""
+    """Approximate number of tokens per optimizer step, over all devices."""
     micro_batch: Annotated[int, Field(ge=1)] = 1
-    """Sequences that a device takes at once."""
+    """Sequences per device and forward pass."""
     packing: bool = True
-    """Several examples share a sequence, and never attend to one another."""
+    """Puts several examples into one sequence. They do not attend to each other."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """What is computed in; auto is bf16 on a GPU that can, else fp32. Trained weights and their optimizer are fp32 in both;
-    frozen ones stay as the model has them."""
+    """Precision of the computation; auto is bf16 on a GPU that supports it, else fp32. Trained weights and their
+    optimizer are always fp32; frozen weights keep the model's type."""
     gradient_checkpointing: bool = True
-    """Computes activations again instead of keeping them: a third more time for much less memory."""
+    """Recomputes activations instead of keeping them: takes a third more time and much less memory."""
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
-    """The implementation of attention; auto is what transformers chooses. varlen is PyTorch's own flash attention within each
-    packed example, for models of plain causal attention; it needs a GPU that computes in bf16 to be quick, and PyTorch 2.11."""
+    """The attention implementation; with auto, transformers chooses it. varlen is PyTorch's own flash attention within
+    each packed example, for models with plain causal attention. It is fast only on a GPU with bf16 and PyTorch 2.11."""
     template_arguments: dict[str, Any] = Field(default_factory=lambda: {"enable_thinking": False})
-    """Arguments of the model's chat template; a template takes no notice of those that it does not know."""
+    """Arguments of the model's chat template; a template ignores those that it does not know."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
-    """Of the order of examples; by default the recipe's."""
+    """Seed of the order of examples; by default the recipe's seed."""
     parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
-    """With several GPUs: a copy of the model on each (ddp), or shards of it (fsdp, that is FSDP2); auto is ddp where all fits
-    one GPU by the estimate of `--dry-run`."""
+    """With several GPUs: a copy of the model on each (ddp), or a shard of it (fsdp, which is FSDP2). auto is ddp if
+    everything fits one GPU by the estimate of `--dry-run`."""
     processes: Annotated[int, Field(ge=1)] | None = None
-    """Processes, one a GPU; by default one for each GPU that is seen, or one without."""
+    """Number of processes, one per GPU; by default one for each visible GPU, or one if there is no GPU."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 200
-    """Steps between checkpoints, from which `--resume` goes on."""
+    """Steps between checkpoints, from which `--resume` continues."""
     log_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between points of the loss curve."""
     validation_examples: Annotated[int, Field(ge=0)] = 1000
-    """Examples of the mix's validation split whose loss is measured before and after each stage; 0 for none."""
+    """Number of validation examples whose loss is measured before and after each stage; 0 for none."""
 
     @model_validator(mode="after")
     def _falls(self) -> TrainSettings:
@@ -126,7 +126,7 @@ class TrainSettings(Settings):
         return self
 
     def of(self, stage: TrainStage) -> WholeStage:
-        """A stage with all that it does not set itself."""
+        """A stage with all its settings: those that it leaves out are taken from `[train]`."""
         names = ("learning_rate", "min_learning_rate", "warmup", "schedule", "epochs")
         own = {name: value for name in names if (value := getattr(stage, name)) is not None}
         shared = {name: getattr(self, name) for name in names}

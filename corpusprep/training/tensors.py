@@ -1,4 +1,4 @@
-"""Digests of a model's tensors, and what a training changed."""
+"""Digests of a model's tensors, and a comparison of tensors before and after training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corpusprep.training.layers import Selection
 
 
 def tensor_digest(tensor: Any) -> str:
-    """A digest of type, shape and bytes."""
+    """A digest of a tensor's type, shape and bytes."""
     import torch
 
     plain = tensor.detach().cpu().contiguous()
@@ -37,15 +37,15 @@ def digests(tensors: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a stage made of the tensors.
+    """The changes that a stage made to the tensors.
 
     Attributes:
-        touched: frozen tensors that are not what they were.
-        unmoved: trained tensors that are what they were.
-        not_finite: trained tensors with a value that is no number, or infinite.
-        values: values of the trained tensors.
-        changed: those that changed, in fp32.
-        survived: those that are still others after rounding to the type that the model is saved in.
+        touched: frozen tensors that changed.
+        unmoved: trained tensors that did not change.
+        not_finite: trained tensors with a NaN or infinite value.
+        values: number of values in the trained tensors.
+        changed: number of values that changed, in fp32.
+        survived: number of values that still differ after rounding to the type in which the model is saved.
     """
 
     touched: tuple[str, ...]
@@ -59,13 +59,13 @@ class Changes:
 def compare(
     state: Mapping[str, Any], before: Mapping[str, Any], frozen: Mapping[str, str], chosen: Selection
 ) -> Changes:
-    """Holds the tensors after a stage against those before.
+    """Compares the tensors after a stage with those before it.
 
     Args:
-        state: all tensors after it.
-        before: the trained ones before it, in the type that the model is saved in.
-        frozen: name -> digest of the frozen ones, and of buffers, before it, in that type.
-        chosen: which are which.
+        state: all tensors after the stage.
+        before: the trained tensors before the stage, in the type in which the model is saved.
+        frozen: name -> digest of the frozen tensors and of buffers before the stage, in the same type.
+        chosen: the trained and the frozen parameters.
     """
     import torch
 

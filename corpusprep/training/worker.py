@@ -1,4 +1,4 @@
-"""One stage of the training, in the processes that `accelerate launch` starts: TRL's trainer, watched.
+"""Runs one stage of the training with TRL's trainer, in the processes that `accelerate launch` starts.
 
 accelerate launch -m corpusprep.training.worker JOB.json
 """
@@ -39,7 +39,7 @@ _LOWER = "Lower train.learning_rate, or set train.precision to fp32, and train i
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells of the progress, checks the first step, and marks whole checkpoints."""
+    """Reports the progress, checks the first step, and marks complete checkpoints."""
 
     def __init__(self, job: Job, selection: Selection, started: dict[str, Any]) -> None:
         self.job, self.selection, self.started = job, selection, started
@@ -61,7 +61,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._tell(state, kind="begin", total=state.max_steps, done=state.global_step)
 
     def _look(self, module: Any, args: Any, kwargs: Any) -> None:
-        """Whether a gradient flows out of the first trained layer, to where nothing is trained."""
+        """Records whether a gradient flows from the first trained layer to the frozen layers before it."""
         if module.training:
             hidden = args[0] if args else kwargs["hidden_states"]
             self.checks["gradient_before_trained_layers"] = bool(hidden.requires_grad)
@@ -75,16 +75,18 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         without = [name for name in self.selection.trained if named[name].grad is None]
         leaked = [name for name in self.selection.frozen if named[name].grad is not None]
         if without:
-            raise RunError(f"After the first step, {len(without)} trained tensors have no gradient, as {without[0]}.")
+            raise RunError(
+                f"After the first step, {len(without)} trained tensors have no gradient, such as {without[0]}."
+            )
         if leaked:
-            raise RunError(f"After the first step, {len(leaked)} frozen tensors have a gradient, as {leaked[0]}.")
-        # A row of an embedding or an expert that no token came by has none but zeros; what never moves shows at the end.
+            raise RunError(f"After the first step, {len(leaked)} frozen tensors have a gradient, such as {leaked[0]}.")
+        # An embedding row or an expert that no token used has a zero gradient. Tensors that never change fail later.
         zero = [name for name in self.selection.trained if not bool(named[name].grad.any())]
         self.checks["gradients_at_step_1"] = {"trained_with": len(self.selection.trained), "all_zero": zero}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
-            # From a checkpoint of the last step, transformers would train one step more: none is written.
+            # No checkpoint of the last step is written: resumed from it, transformers would train one step more.
             control.should_save = False
         self._tell(state, kind="step", done=state.global_step)
 
@@ -106,7 +108,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         whole = folder / f"checkpoint-{state.global_step}"
         if not self.trainer.is_fsdp_enabled:
             self._keep(whole)
-        for file in whole.rglob("*"):  # what the mark stands for must be on the disk before it
+        for file in whole.rglob("*"):  # these files must be on the disk before the mark
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
@@ -116,17 +118,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             os.fsync(mark.fileno())
         for other in folder.glob("checkpoint-*"):
             if other != whole:
-                (other / COMPLETE).unlink(missing_ok=True)  # first: what is half removed is not whole
+                (other / COMPLETE).unlink(missing_ok=True)  # first, so that a half-removed checkpoint is not complete
                 remove(other)
 
     def _keep(self, checkpoint: Path) -> None:
-        """Saves the trained tensors by their names in the model: those in transformers' file may be others, which its resume
-        passes over."""
+        """Saves the trained tensors under their names in the model. transformers may save them under other names, which
+        it then ignores on resume."""
         named = dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
         kept = {name: named[name].detach().cpu().contiguous() for name in self.selection.trained}
         wrong = next((name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())), None)
         if wrong is not None:
-            raise RunError(f"{wrong} holds values that are no numbers. {_LOWER}")
+            raise RunError(f"{wrong} has NaN or infinite values. {_LOWER}")
         save_file(kept, checkpoint / _TRAINED)
 
     def _restore(self, model: Any, checkpoint: Path) -> None:
@@ -141,7 +143,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def load(job: Job) -> tuple[Any, Any]:
-    """Model and tokenizer, every tensor in the type that its file has."""
+    """Loads model and tokenizer; each tensor has the type of its file."""
     attention.register()
     asked = {} if job.attention == "auto" else {"attn_implementation": job.attention}
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto", **asked)
@@ -149,8 +151,8 @@ def load(job: Job) -> tuple[Any, Any]:
         model.generation_config.validate(strict=True)
     except ValueError as error:
         raise RunError(
-            f"{job.model}: its generation_config.json is invalid, and would not be saved: {str(error).splitlines()[0]}. Mend it in "
-            "a copy of the model's folder."
+            f"{job.model}: generation_config.json is invalid and could not be saved: {str(error).splitlines()[0]}. "
+            "Correct it in a copy of the model's folder."
         ) from None
     return model, AutoTokenizer.from_pretrained(job.model)
 
@@ -176,7 +178,7 @@ def configure(job: Job) -> Any:
         fp16=False,
         use_cpu=job.cpu,
         gradient_checkpointing=job.gradient_checkpointing,
-        # The reentrant kind gives layers behind a frozen prefix no gradient.
+        # With reentrant checkpointing, layers after frozen first layers get no gradient.
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=job.log_steps,
         logging_first_step=True,
@@ -184,13 +186,13 @@ def configure(job: Job) -> Any:
         save_strategy="steps",
         save_steps=job.checkpoint_steps,
         eval_strategy="no",
-        # Within the training, where the model has been sharded: an evaluation ahead of it shards it twice, and its gradients
-        # are wrong from then on.
+        # Evaluate inside the training, when the model is sharded: an evaluation before it shards the model twice, and
+        # all later gradients are wrong.
         eval_on_start=job.validation is not None and job.resume is None,
         seed=job.seed,
         data_seed=job.seed,
         report_to="none",
-        include_num_input_tokens_seen="non_padding",  # TRL's own count begins anew with a resume
+        include_num_input_tokens_seen="non_padding",  # TRL's own count restarts on resume
         disable_tqdm=True,
         packing=job.packing,
         eval_packing=False,
@@ -200,13 +202,13 @@ def configure(job: Job) -> Any:
 
 
 def train(job: Job) -> None:
-    """Runs the stage and leaves its model in the job's folder of work."""
+    """Runs the stage and writes its model to the job's work folder."""
     model, tokenizer = load(job)
     selection = select(model, job.layers, job.modules)
     if list(selection.trained) != job.fingerprint["trained"]:
-        raise RunError(f"{job.model}: the model that is loaded has other parameters than its config.json tells.")
+        raise RunError(f"{job.model}: the loaded model has other parameters than its config.json describes.")
     known = tensors_of(model)
-    first = int(os.environ.get("RANK", "0")) == 0  # the one that checks and saves; its end is that of the others
+    first = int(os.environ.get("RANK", "0")) == 0  # this process checks and saves; if it ends, so do the others
     at_start = digests(known.items()) if first else {}
     if job.packing and not job.attention.startswith("flash"):
         check_attention(model, job)
@@ -233,7 +235,7 @@ def train(job: Job) -> None:
     _quieten(trainer)
     wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in job.fingerprint["trained"])]
     if wrong:
-        raise RunError(f"The trainer changed which tensors are trained, as {wrong[0]}.")
+        raise RunError(f"The trainer changed which tensors are trained, such as {wrong[0]}.")
     if trainer.accelerator.num_processes != job.processes:
         raise RunError(f"{trainer.accelerator.num_processes} processes train instead of {job.processes}.")
     begun = time.monotonic()
@@ -254,11 +256,11 @@ def train(job: Job) -> None:
     saved = work / "model"
     rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
     plain = trainer.accelerator.unwrap_model(trainer.model)
-    plain.config, plain.generation_config = own  # the trainer sets its own padding and cache in them
+    plain.config, plain.generation_config = own  # the trainer changes padding and cache in them
     plain.save_pretrained(saved, state_dict=dict(rounded_state))
     AutoTokenizer.from_pretrained(job.model).save_pretrained(
         saved
-    )  # the trainer may have given its own a padding token
+    )  # the trainer may have added a padding token to its own
     again = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
     written = digests(tensors_of(again).items())
     rounded = digests(rounded_state.items())
@@ -286,15 +288,15 @@ def train(job: Job) -> None:
     }
     (work / "report.json").write_text(json.dumps(report))
     if changes.touched:
-        raise RunError(f"{len(changes.touched)} frozen tensors changed, as {changes.touched[0]}.")
+        raise RunError(f"{len(changes.touched)} frozen tensors changed, such as {changes.touched[0]}.")
     if changes.not_finite:
         raise RunError(
-            f"{len(changes.not_finite)} tensors hold values that are no numbers, as {changes.not_finite[0]}. {_LOWER}"
+            f"{len(changes.not_finite)} tensors have NaN or infinite values, such as {changes.not_finite[0]}. {_LOWER}"
         )
     if changes.unmoved:
-        raise RunError(f"{len(changes.unmoved)} trained tensors did not move, as {changes.unmoved[0]}.")
+        raise RunError(f"{len(changes.unmoved)} trained tensors did not change, such as {changes.unmoved[0]}.")
     if written != rounded:
-        raise RunError("The saved model is not the trained one.")
+        raise RunError("The saved model differs from the trained one.")
 
 
 def _check_start(job: Job, at_start: dict[str, str]) -> None:
@@ -304,28 +306,28 @@ def _check_start(job: Job, at_start: dict[str, str]) -> None:
     differ = [name for name in ended if at_start.get(name) != ended[name]]
     if differ or len(ended) != len(at_start):
         raise RunError(
-            f"{job.previous}: {len(differ)} tensors are not those that the stage before left, as {(differ or ['?'])[0]}. "
-            "Train that stage again, or put its files back."
+            f"{job.previous}: {len(differ)} tensors have changed since that stage was trained, such as "
+            f"{(differ or ['?'])[0]}. Train it again, or restore its files."
         )
 
 
 def _check_resume(job: Job, started: dict[str, Any]) -> None:
-    """What a checkpoint was made of must be what it goes on with: libraries match tensors by their number alone."""
+    """Raises RunError if the fingerprint of the checkpoint differs: libraries match tensors only by their number."""
     if job.resume is not None and (told := difference(made_of(Path(job.resume)) or {}, started)):
-        raise RunError(f"{job.resume} cannot be gone on with: {told}")
+        raise RunError(f"{job.resume} cannot be resumed: {told}")
 
 
 def check_attention(model: Any, job: Job) -> None:
-    """Has packed examples attend to themselves alone.
+    """Checks that each packed example attends only to itself.
 
     Raises:
-        RunError: the model's attention does not keep them apart, or is not what the settings ask for.
+        RunError: the model's attention does not separate packed examples, or does not support the setting.
     """
     if job.attention == attention.VARLEN:
         if (other := attention.unsuited(model.config)) is not None:
             raise RunError(
-                f'train.attention = "{attention.VARLEN}" is plain causal attention, and {job.model} has another: {other}. Set it to '
-                "sdpa."
+                f'train.attention = "{attention.VARLEN}" has only plain causal attention, but {job.model} uses '
+                f"{other}. Set it to sdpa."
             )
         if not job.cpu and attention.at_hand(model.config, job.precision):
             number = int(os.environ.get("LOCAL_RANK", "0"))
@@ -343,19 +345,19 @@ def check_attention(model: Any, job: Job) -> None:
 
 
 def check_packing(model: Any, usual: str | None = None) -> None:
-    """Runs two short examples in one sequence.
+    """Checks the outputs of two short examples in one sequence.
 
     Args:
-        usual: the implementation that the model's own is held against, each example by itself; also runs backward.
+        usual: an implementation to compare the model's own with, on one example alone; also runs a backward pass.
 
     Raises:
-        RunError: what the second one says depends on the first, or it is not what it says alone.
+        RunError: the output of the second example depends on the first, or differs from its output alone.
     """
     device = next(model.parameters()).device
     first, other, second = (torch.arange(*ends, device=device) for ends in ((3, 10), (11, 18), (4, 13)))
     size = model.config.get_text_config(decoder=True).vocab_size
     places = {"position_ids": torch.cat([torch.arange(7, device=device), torch.arange(9, device=device)])[None]}
-    bounds = torch.tensor([0, 7, 16], dtype=torch.int32, device=device)  # as TRL tells of them
+    bounds = torch.tensor([0, 7, 16], dtype=torch.int32, device=device)  # as TRL passes them
     told = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 9, "max_length_k": 9}
 
     def run(ids: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -376,26 +378,30 @@ def check_packing(model: Any, usual: str | None = None) -> None:
         run(torch.cat([first, second]), **places, **told).float().square().mean().backward()
     scale = float(alone.abs().max())
     if not math.isfinite(scale):
-        raise RunError("The model's outputs are no numbers before any training: its weights are damaged.")
-    # A mask adds zeros, exactly; alone, sums are of another shape, and bf16 rounds to some 0.01.
+        raise RunError(
+            "The model's outputs are NaN or infinite before training: its weights are damaged. Replace them."
+        )
+    # A mask adds exact zeros. An example alone has sums of another shape, and bf16 rounds to about 0.01.
     leaked = max(float((found - packed[0]).abs().max()) for found in packed)
     apart = float((packed[0] - alone).abs().max())
     if not (leaked <= 0.01 * scale and apart <= 0.05 * scale):
         raise RunError(
-            f"{type(model).__name__} does not keep examples that share a sequence apart (their outputs differ by "
+            f"{type(model).__name__} does not separate examples that share a sequence (their outputs differ by "
             f"{max(leaked, apart):.2g} of {scale:.2g}). Set train.packing = false."
         )
 
 
 def _optimised(trainer: Any, selection: Selection) -> int:
-    """How many tensors have optimizer state; these must be the trained ones."""
+    """Number of tensors with optimizer state; these must be the trained ones."""
     named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     names = {id(parameter): name for name, parameter in named}
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     found = {names.get(id(parameter)) for parameter in inner.state}
     if found != set(selection.trained):
         other = sorted(str(name) for name in found.symmetric_difference(selection.trained))
-        raise RunError(f"The optimizer's state is not that of the trained tensors: {other[0]} makes the difference.")
+        raise RunError(
+            f"The tensors with optimizer state are not the trained ones: {other[0]} is only in one of the two."
+        )
     return len(found)
 
 
@@ -406,13 +412,13 @@ def _quieten(trainer: Any) -> None:
 
 
 def _leave(error: Path, text: str) -> None:
-    """Tells the launcher why this process ends. The first that fails is the cause, and the others' errors its consequence."""
+    """Tells the launcher why this process ends. Only the first error is kept: the others are its consequences."""
     with contextlib.suppress(OSError), open(error, "x") as file:
         file.write(text)
 
 
 def _die_with(launcher: int) -> None:
-    """Ends this process when the one that started the run is gone: nobody would take what it makes."""
+    """Ends this process when the launcher has ended, because its result would not be used."""
 
     def watch() -> None:
         while True:
@@ -440,13 +446,14 @@ def main(path: str) -> None:
         _leave(
             error,
             f"out of memory: {str(problem).splitlines()[0]} Set train.gradient_checkpointing = true, or "
-            'train.parallelism = "fsdp" to shard the model over the GPUs, and go on with --resume; or make train.micro_batch or '
-            "train.sequence_length smaller and train into another --out. corpusprep train --dry-run estimates what is needed.",
+            'train.parallelism = "fsdp" to shard the model over the GPUs, and continue with --resume; or lower '
+            "train.micro_batch or train.sequence_length and train into another --out. corpusprep train --dry-run "
+            "estimates the memory.",
         )
         traceback.print_exc()
         sys.exit(2)
     except Exception as problem:
-        _leave(error, f"{type(problem).__name__}: {problem} What is done is kept: go on with --resume.")
+        _leave(error, f"{type(problem).__name__}: {problem} Finished work is kept: continue with --resume.")
         traceback.print_exc()
         sys.exit(1)
 

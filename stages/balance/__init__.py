@@ -1,4 +1,4 @@
-"""Stage `balance`: chooses rows so that the examples made of them fill a budget of tokens, shared out among pairs."""
+"""Stage `balance`: selects rows so that their examples fill a budget of tokens, divided among language pairs."""
 
 from __future__ import annotations
 
@@ -45,43 +45,43 @@ Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class BalanceSettings(StageSettings):
     """Settings of the stage `balance`.
 
-    Where a setting is given by language or pair, a pair is written in either order (`en-sw`), and a language (`sw`)
-    stands for all pairs of English with it, in any script unless it names one. A pair goes before a language.
+    Settings by language or pair accept a pair in either order (`en-sw`). A language (`sw`) stands for all pairs of
+    English and that language, in any script unless the key names one. A pair takes precedence over a language.
     """
 
     budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of all emitted examples together; without it every row stays, once."""
+    """Total tokens of all examples in the mix. If not set, each row is used once."""
 
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
-    """Tokenizer that counts them: a name on the Hugging Face hub, a `tokenizer.json`, or the folder of one. Without it
+    """Tokenizer that counts the tokens: a name on the Hugging Face hub, a `tokenizer.json`, or its folder. If not set,
     tokens are estimated from bytes."""
 
     method: Literal["temperature", "unimax", "shares"] = "temperature"
-    """How the budget is shared out: `temperature` (in proportion to the tokens at hand, to the power of
-    1 / `temperature`), `unimax` (the same to all, as far as the epoch cap allows; arXiv 2304.09151), or `shares`."""
+    """How the budget is divided among pairs: `temperature` (in proportion to each pair's tokens to the power of
+    1 / `temperature`), `unimax` (equal amounts, up to the epoch cap; arXiv 2304.09151), or `shares`."""
 
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.3
-    """1 keeps the proportions of the data; the larger, the more even the shares."""
+    """1 keeps the proportions of the data; larger values give more even shares."""
 
     epochs: Annotated[float, Field(ge=1, le=100)] = 1.0
-    """How often a row may be used at most. With 1.5 half of a pair's tokens may come a second time."""
+    """Maximum number of times that a row is used. With 1.5, up to half of a pair's tokens are used twice."""
 
     shares: dict[str, Share] = Field(default_factory=dict)
-    """Share of the budget by language or pair, for the method `shares`. What they leave is shared out among all other
-    pairs by temperature."""
+    """Share of the budget by language or pair, for the method `shares`. The remainder is divided among all other pairs
+    by temperature."""
 
     weights: dict[str, Factor] = Field(default_factory=dict)
-    """Factor on the share of a language or pair, before shares are made to sum to 1."""
+    """Factor on the share of a language or pair, applied before shares are scaled to sum to 1."""
 
     floors: dict[str, Floor] = Field(default_factory=dict)
-    """Least that a pair gets, if it has as much, by language or pair; the key `default` stands for all others. Below 1
-    it is a share of the budget, from 1 on a number of tokens."""
+    """Minimum by language or pair, limited to the tokens that the pair has; the key `default` stands for all other
+    pairs. A value below 1 is a share of the budget, a value from 1 on is a number of tokens."""
 
     message_overhead: Annotated[int, Field(ge=0)] = 0
-    """Tokens that the chat template adds to each message when it is trained on: 5 for Qwen3's."""
+    """Tokens that the chat template adds to each message in training: 5 for Qwen3."""
 
     select: Literal["hash", "score"] = "hash"
-    """Which rows of a pair are taken: a random choice by seeded hash, or those of the best `quality`."""
+    """Which rows of a pair are used: `hash` selects at random by a seeded hash, `score` selects the best `quality`."""
 
     @field_validator("shares", "weights", "floors")
     @classmethod
@@ -98,16 +98,16 @@ class BalanceSettings(StageSettings):
     @model_validator(mode="after")
     def _shares_fit(self) -> BalanceSettings:
         if self.method == "shares" and not self.shares:
-            raise ValueError('method = "shares" needs shares: give them by language or pair')
+            raise ValueError('method = "shares" needs shares: set balance.shares by language or pair')
         if self.method != "shares" and self.shares:
-            raise ValueError('shares are given, but method is not "shares": set it, or leave them out')
+            raise ValueError('shares are given, but method is not "shares": set method = "shares" or remove shares')
         if sum(self.shares.values()) > 1 + 1e-9:
-            raise ValueError(f"shares sum to {sum(self.shares.values()):g}, more than 1")
+            raise ValueError(f"shares sum to {sum(self.shares.values()):g}; they must sum to at most 1")
         return self
 
 
 class PairCount(NamedTuple):
-    """What is at hand of a pair: rows, and tokens of the examples that one copy of each makes."""
+    """Number of rows of a pair, and tokens of the examples of one copy of each row."""
 
     rows: int
     tokens: int
@@ -115,16 +115,15 @@ class PairCount(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How many tokens of each pair go into the mix.
+    """Number of tokens of each pair in the mix.
 
     Attributes:
-        budget: tokens asked for, None for no limit.
-        targets: tokens to take, by pair; they sum to the budget or, where the pairs do not have as much, to all they
-            have.
-        wanted: tokens that the method alone would give, before floors and what pairs have.
-        available: tokens at hand, by pair, in one epoch.
-        short: tokens that a pair would have got and does not have; also for a share whose pairs have no row at all.
-        missing: tokens that the whole falls short of the budget.
+        budget: requested tokens, None for no limit.
+        targets: tokens to use, by pair. They sum to the budget, or to less if the pairs do not have enough tokens.
+        wanted: tokens by the method alone, by pair, before floors and available tokens are taken into account.
+        available: tokens in one epoch, by pair.
+        short: tokens that a pair should get but does not have, by pair; also by share, if its pairs have no rows.
+        missing: the budget minus the sum of the targets.
     """
 
     budget: int | None
@@ -135,7 +134,7 @@ class Plan:
     missing: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON's types."""
+        """The plan as JSON types."""
         return asdict(self)
 
 
@@ -145,22 +144,22 @@ def balance(
     seed: int = 1,
     instruct: InstructSettings = InstructSettings(),
 ) -> Outcome:
-    """Chooses rows of a table within the budget.
+    """Selects rows of a table within the budget.
 
     Args:
-        table: n rows `src tgt src_lang tgt_lang`, with `source shard row` if they are known, and `quality` where rows
-            are chosen by it. Where it has no column `tokens`, they are counted.
+        table: n rows `src tgt src_lang tgt_lang`, with `source shard row` if known, and with `quality` if rows are
+            selected by it. If the column `tokens` is missing, tokens are counted.
         settings: the stage's settings.
-        seed: decides the choice, together with a row's provenance (or position, where that is not known).
-        instruct: how examples are made of the rows, for their tokens are those that count.
+        seed: determines the selection, together with each row's provenance (its position if that is unknown).
+        instruct: how rows become examples, whose tokens are counted.
 
     Returns:
-        kept: the rows chosen, with `tokens` (int32: of the examples of one copy) and, where `epochs` lets rows repeat,
-        `copies` (int32). dropped: the others, for `balance.quota`.
+        kept: the selected rows, with `tokens` (int32: tokens of the examples of one copy) and, if `epochs` is above 1,
+        `copies` (int32). dropped: the other rows, with the reason `balance.quota`.
 
     Raises:
-        RunError: the tokenizer cannot be had, or there is no `quality` to choose by.
-        SettingsError: the floors ask for more than the budget.
+        RunError: the tokenizer cannot be loaded, or the column `quality` is needed and missing.
+        SettingsError: the floors sum to more than the budget.
 
     Examples:
         >>> sides = {"src": ["bread"] * 9, "tgt": ["Brot"] * 9, "src_lang": ["en"] * 9, "tgt_lang": ["de"] * 6 + ["nl"] * 3}
@@ -188,18 +187,18 @@ def balance(
 
 
 def plan(counts: Mapping[str, PairCount], settings: BalanceSettings) -> Plan:
-    """Shares a budget out among pairs.
+    """Divides a budget among pairs.
 
-    Each pair wants its share by the method. It gets no less than its floor and no more than it has (`epochs` times);
-    what pairs cannot use goes round again among the others, in the proportions of the method, until the budget is met
-    or nothing is left. For `unimax` this is the method of the paper (arXiv 2304.09151).
+    Each pair gets its share by the method, but at least its floor and at most `epochs` times its tokens. Tokens that a
+    pair cannot use are divided among the other pairs, in the proportions of the method, until the budget is filled or
+    no tokens are left. For `unimax` this is the method of the paper (arXiv 2304.09151).
 
     Args:
-        counts: what is at hand, by pair (`en-sw`).
+        counts: rows and tokens by pair (`en-sw`).
         settings: the stage's settings.
 
     Raises:
-        SettingsError: the floors ask for more than the budget.
+        SettingsError: the floors sum to more than the budget.
     """
     pairs = sorted(counts)
     available = {pair: counts[pair].tokens for pair in pairs}
@@ -211,7 +210,7 @@ def plan(counts: Mapping[str, PairCount], settings: BalanceSettings) -> Plan:
     floors = [min(floor, cap) for floor, cap in zip(asked, caps, strict=True)]
     if sum(floors) > budget:
         raise SettingsError(
-            f"balance.floors ask for {sum(floors):,} tokens, and balance.budget is {budget:,}. Lower the floors or "
+            f"balance.floors sum to {sum(floors):,} tokens, but balance.budget is {budget:,}. Lower the floors or "
             "raise the budget."
         )
     weights, missing_shares = _weights(available, settings)
@@ -236,28 +235,29 @@ def plan(counts: Mapping[str, PairCount], settings: BalanceSettings) -> Plan:
 
 
 def select(rows: pa.Table, plan: Plan, settings: BalanceSettings, seed: int) -> npt.NDArray[np.int32]:
-    """How often each row goes into the mix.
+    """Number of times that each row is used in the mix.
 
-    A pair whose target is several epochs takes all its rows as often as that, and for the rest of the target rows in
-    order of `quality` (the best first, not judged last) or of the seeded hash. A row is taken if it brings the pair
-    closer to its target.
+    A pair uses all its rows once per full epoch of its target. For the rest of the target it uses rows in order of
+    `quality` (best first, unscored last) or of the seeded hash. A row is used if it brings the pair closer to its
+    target.
 
     Args:
         rows: n rows `pair` (string), `tokens` (integer), `key` (uint64, a hash of the row's provenance) and, to select
             by score, `quality` (float).
-        plan: with a target for every pair.
+        plan: must have a target for each pair.
         settings: the stage's settings.
         seed: makes the order independent of other uses of the keys.
 
     Returns:
-        int32 of shape (n,); 0 where the row is not used.
+        int32 of shape (n,); 0 if the row is not used.
 
     Raises:
-        RunError: the plan lacks a pair, or there is no `quality` to choose by.
+        RunError: the plan has no target for a pair, or the column `quality` is needed and missing.
     """
     if settings.select == "score" and "quality" not in rows.column_names:
         raise RunError(
-            'balance.select = "score" needs a column quality: let the stage quality run, or select by "hash".'
+            'balance.select = "score" needs the column quality, which is missing. Enable the stage quality, or set '
+            'select = "hash".'
         )
     names, code = _codes(rows["pair"])
     unknown = sorted(set(names) - set(plan.targets))
@@ -279,20 +279,20 @@ def select(rows: pa.Table, plan: Plan, settings: BalanceSettings, seed: int) -> 
         if rest:
             order = np.argsort(combine(keys[mine], seed + _SELECTION_SALT), kind="stable")
             if quality is not None:
-                order = order[np.argsort(-quality[mine[order]], kind="stable")]  # sorts what is not a number last
+                order = order[np.argsort(-quality[mine[order]], kind="stable")]  # NaN sorts last
             take(tokens, mine[order], rest, copies)
     return copies
 
 
 def pair_names(table: pa.Table) -> pa.Array[Any]:
-    """The pair of each of n rows, as `plan` and `select` name it: `en-sw`, English first, else alphabetical."""
+    """The pair name of each of n rows, as in `plan` and `select`: `en-sw`, English first, else alphabetical."""
     pairs = pairs_of(table)
     names = ["-".join(codes.order_pair(*sides)) for sides in pairs.sides]
     return pa.array(names, pa.string()).take(pairs.code)
 
 
 def count_pairs(rows: pa.Table) -> dict[str, PairCount]:
-    """What a table of `pair` and `tokens` has of each pair."""
+    """Rows and tokens by pair, of a table with the columns `pair` and `tokens`."""
     names, code = _codes(rows["pair"])
     counts = np.bincount(code, minlength=len(names))
     tokens = np.bincount(code, weights=rows["tokens"].to_numpy(), minlength=len(names))
@@ -300,7 +300,7 @@ def count_pairs(rows: pa.Table) -> dict[str, PairCount]:
 
 
 def _codes(pairs: pa.ChunkedArray[Any]) -> tuple[list[str], npt.NDArray[np.uint16]]:
-    """The distinct names of a column, in order, and which of them each row has."""
+    """The distinct names of a column, sorted, and the index of each row's name."""
     encoded: Any = pairs if pa.types.is_dictionary(pairs.type) else pairs.cast(pa.large_string()).dictionary_encode()
     chunks = encoded.unify_dictionaries().chunks
     found = chunks[0].dictionary.to_pylist() if chunks else []
@@ -310,7 +310,7 @@ def _codes(pairs: pa.ChunkedArray[Any]) -> tuple[list[str], npt.NDArray[np.uint1
 
 
 def _keyed(settings: Mapping[str, float], pair: str) -> str | None:
-    """The key under which a setting by language or pair has the value for this pair, None if it has none."""
+    """The key of a setting by language or pair that applies to this pair, or None."""
     keys = {_canonical_key(key): key for key in settings if key != "default"}
     a, b = pair.split("-")
     wanted = [pair, "-".join(codes.order_pair(a, b)), "-".join(codes.order_pair(*map(codes.canonical, (a, b))))]
@@ -332,7 +332,7 @@ def _floor(pair: str, settings: BalanceSettings) -> int:
 
 
 def _weights(available: Mapping[str, int], settings: BalanceSettings) -> tuple[dict[str, float], dict[str, float]]:
-    """What each pair is to get in proportion, and the shares whose pairs have nothing."""
+    """The weight of each pair, and the shares whose pairs have no tokens."""
     power = 0.0 if settings.method == "unimax" else 1 / settings.temperature
     weights = {pair: float(tokens**power) for pair, tokens in available.items()}
     for pair in weights:

@@ -1,4 +1,4 @@
-"""The arithmetic of a budget: exact, in whole tokens, and the same whatever the order of its input."""
+"""Exact arithmetic for a budget, in whole tokens. The result does not depend on the order of the input."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from fractions import Fraction
 
 
 def fill(total: int, weights: Sequence[int], floors: Sequence[int], caps: Sequence[int]) -> list[int]:
-    """Shares `total` out in proportion to the weights, within a floor and a cap each.
+    """Divides `total` in proportion to the weights, with a floor and a cap for each share.
 
-    This is the limit of handing out shares, cutting them at the caps and handing what is left over round again in the
-    same proportion: every share is `min(cap, max(floor, level * weight))` with one level for all.
+    Each share is `min(cap, max(floor, level * weight))`, with the same level for all shares. This is the limit of
+    dividing in proportion, cutting shares at their caps, and dividing the excess again in the same proportion.
 
     Args:
         total: whole tokens, at least the sum of floors.
-        weights: of k shares, at least 0. A share without weight gets its floor.
+        weights: of k shares, at least 0. A share with weight 0 gets its floor.
         floors, caps: whole tokens, 0 <= floor <= cap.
 
     Returns:
-        k whole numbers whose sum is `total`, or all that caps and weights allow.
+        k whole numbers that sum to `total`, or to the most that caps and weights allow.
     """
     shares = list(floors)
     open_ = [i for i, weight in enumerate(weights) if weight > 0 and caps[i] > floors[i]]
@@ -34,7 +34,7 @@ def fill(total: int, weights: Sequence[int], floors: Sequence[int], caps: Sequen
     def given(level: Fraction) -> Fraction:
         return sum((min(Fraction(caps[i]), max(Fraction(floors[i]), level * weights[i])) for i in open_), Fraction(0))
 
-    # The sum grows with the level, along a straight line between two neighbouring bends: find the line that meets it.
+    # The sum is piecewise linear in the level and grows with it. Find the segment in which it reaches the wanted sum.
     bends = sorted({Fraction(bound, weights[i]) for i in open_ for bound in (floors[i], caps[i])})
     wanted = Fraction(rest + sum(floors[i] for i in open_))
     upper = bends[bisect_left(bends, wanted, key=given)]
@@ -43,7 +43,7 @@ def fill(total: int, weights: Sequence[int], floors: Sequence[int], caps: Sequen
     level = (wanted - fixed) / sum(weights[i] for i in free)
     for i in open_:
         shares[i] = int(min(Fraction(caps[i]), max(Fraction(floors[i]), level * weights[i])))
-    # What rounding down has left goes to the largest remainders, one token each.
+    # The tokens lost by rounding down go to the largest remainders, one token each.
     ranked = sorted(free, key=lambda i: (shares[i] - level * weights[i], i))
     for i in ranked[: total - sum(shares)]:
         shares[i] += 1
@@ -51,6 +51,6 @@ def fill(total: int, weights: Sequence[int], floors: Sequence[int], caps: Sequen
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers of 40 bits: the last bit of a power may differ between machines, a plan must not."""
+    """Weights as 40-bit integers: the last bit of a power can differ between machines, but a plan must not."""
     largest = max(weights, default=0.0)
     return [max(1, round(weight / largest * 2**40)) if weight > 0 else 0 for weight in weights]

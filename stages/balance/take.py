@@ -1,4 +1,4 @@
-"""Which rows fill a target of tokens."""
+"""Selects rows that fill a token target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from corpusprep.kernels import kernel
 
-# Rows that may be passed over, one after another, in search of one that fits what is left.
+# Maximum number of consecutive rows that are skipped in search of one that fits.
 _PATIENCE = 1000
 
 
@@ -15,16 +15,16 @@ _PATIENCE = 1000
 def take(
     tokens: npt.NDArray[np.int32], order: npt.NDArray[np.int64], target: int, copies: npt.NDArray[np.int32]
 ) -> int:
-    """Adds a copy of rows, in order, until their tokens are as near to the target as they come.
+    """Adds one copy of rows, in order, until their tokens are as close to the target as possible.
 
-    A row is taken if it brings the sum closer to the target, so that a row larger than what is left is passed over and
-    does not end the filling early.
+    A row is taken if it brings the sum closer to the target. A row that is too large is skipped, so that it does not
+    end the selection early.
 
     Args:
-        tokens: of all rows, int32 of shape (n,).
-        order: indices of the rows to choose from, the best first.
-        target: tokens wanted.
-        copies: of all rows, int32 of shape (n,); one is added to each row that is taken.
+        tokens: tokens of each row, int32 of shape (n,).
+        order: indices of the candidate rows, best first.
+        target: number of tokens to reach.
+        copies: copies of each row, int32 of shape (n,); increased by 1 for each row that is taken.
 
     Returns:
         The sum of tokens taken.

@@ -1,4 +1,4 @@
-"""Tokens of text and of examples: exact with a tokenizer, else estimated from bytes."""
+"""Counts tokens of texts and examples: exactly with a tokenizer, or estimated from bytes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Counts = npt.NDArray[np.int32]
 
-# Bytes of UTF-8 a token with the vocabulary of Qwen3 (151,643 byte-level BPE tokens), measured on up to 4,000 lines a
-# language of public test sets: on whole examples of news text the estimate is within a tenth for each of 15 languages.
+# UTF-8 bytes per token with the vocabulary of Qwen3 (151,643 byte-level BPE tokens), measured on up to 4,000 lines per
+# language of public test sets. On whole examples of news text the estimate is within a tenth for each of 15 languages.
 _BYTES_PER_TOKEN = {
     "ar": 4.4, "bm": 2.3, "bn": 2.5, "cs": 2.5, "de": 3.7, "ee": 2.2, "en": 4.5, "es": 3.7, "fon": 2.0, "fr": 3.7,
     "gu": 1.8, "ha": 2.6, "he": 4.4, "hi": 2.8, "hu": 2.6, "id": 3.1, "ig": 2.5, "it": 3.1, "ja": 4.1, "kk": 2.9,
@@ -34,21 +34,21 @@ _BYTES_PER_TOKEN = {
     "tw": 2.3, "uk": 3.4, "ur": 2.6, "vi": 4.6, "wo": 2.4, "yo": 2.2, "zh": 4.5, "zu": 2.5,
 }  # fmt: skip
 _BYTES_PER_TOKEN_BY_SCRIPT = {"Latn": 2.6, "Cyrl": 3.2, "Arab": 2.8, "Deva": 2.7, "Hebr": 4.0, "Hans": 4.5, "Hant": 4.0}
-_BYTES_PER_TOKEN_ELSE = 2.2  # scripts of three bytes a character that vocabularies hardly know
-_CHUNK_BYTES = 1 << 21  # text given to the tokenizer at once: what it returns takes some 50 times the room
+_BYTES_PER_TOKEN_ELSE = 2.2  # scripts with three bytes per character that are rare in vocabularies
+_CHUNK_BYTES = 1 << 21  # text passed to the tokenizer at once: its output takes about 50 times the memory
 
 
 class TokenCounter:
-    """Counts tokens, with the tokenizer of the settings or by estimate.
+    """Counts tokens with the tokenizer of the settings, or estimates them.
 
     Args:
-        settings: names the tokenizer and the overhead of a message.
-        bytes_per_token: figures by language that replace the shipped ones; giving them asks for the estimate, whatever
-            tokenizer the settings name.
+        settings: the tokenizer and the overhead per message.
+        bytes_per_token: figures by language that replace the built-in ones. If given, tokens are estimated even if the
+            settings name a tokenizer.
 
     Attributes:
-        exact: whether counts are those of a tokenizer.
-        bytes_per_token: the figures that were given, empty if none were.
+        exact: whether a tokenizer counts the tokens.
+        bytes_per_token: the given figures, empty if none.
     """
 
     def __init__(self, settings: BalanceSettings, bytes_per_token: Mapping[str, float] | None = None) -> None:
@@ -57,17 +57,17 @@ class TokenCounter:
         self._settings = settings
 
     def count(self, texts: text.Strings, language: str | None = None) -> Counts:
-        """Tokens of n texts, special tokens not included.
+        """Tokens of n texts, without special tokens.
 
         Args:
             texts: n strings; null counts as empty.
-            language: canonical code, used by the estimate alone; unknown if None.
+            language: canonical code, used only for the estimate; None if unknown.
 
         Returns:
             int32 of shape (n,).
 
         Raises:
-            RunError: the tokenizer cannot be had.
+            RunError: the tokenizer cannot be loaded.
         """
         if not self.exact:
             lengths = np.diff(string_buffers(texts)[0])
@@ -81,8 +81,8 @@ class TokenCounter:
         return counts
 
     def count_examples(self, rendered: pa.Table, instruct: InstructSettings) -> Counts:
-        """Tokens of n examples as `instruct.render` gives them: prompt, completion, system prompt if any, and the
-        overhead of each message; int32 of shape (n,)."""
+        """Tokens of n examples from `instruct.render`: prompt, completion, system prompt if any, and the overhead of
+        each message; int32 of shape (n,)."""
         if not self.exact:
             pairs = pairs_of(rendered)
             labels = text.series(rendered["direction"])
@@ -102,8 +102,8 @@ class TokenCounter:
     def count_rows(self, table: pa.Table, instruct: InstructSettings, seed: int) -> Counts:
         """Tokens of all examples of one copy of each of n rows; int32 of shape (n,).
 
-        Further copies of a row meet other templates, so that theirs may differ by a few tokens; over many rows the
-        difference has no direction.
+        Other copies of a row use other templates, so their counts can differ by a few tokens. Over many rows the
+        differences are unbiased.
         """
         if "copies" in table.column_names:
             table = table.drop_columns(["copies"])
@@ -129,7 +129,7 @@ class TokenCounter:
         return self.bytes_per_token.get(language) or bytes_per_token(language)
 
     def _affix_bytes(self, sides: list[tuple[str, str]], instruct: InstructSettings) -> npt.NDArray[np.int64]:
-        """Bytes of each template around the text, by pair, backward and template."""
+        """Bytes of each template without the text, indexed by pair, backward and template."""
         before, after = all_halves(sides, instruct)
         lengths = text.byte_lengths(before) + text.byte_lengths(after)
         return lengths.reshape(len(sides), 2, len(instruct.templates))
@@ -143,7 +143,7 @@ class TokenCounter:
         affix: npt.NDArray[np.int64],
         instruct: InstructSettings,
     ) -> npt.NDArray[np.int64]:
-        """Tokens of n examples from the bytes of the text, of the answer, and of the template around the text."""
+        """Estimated tokens of n examples, from the bytes of the text, the answer, and the template without the text."""
         ratios = np.array([[self._ratio(a), self._ratio(b)] for a, b in pairs.sides]).reshape(-1, 2)
         prose = self.bytes_per_token.get("template") or self._ratio("en")
         tokens = _whole(asked / ratios[pairs.code, backward]) + _whole(answer / ratios[pairs.code, 1 - backward])
@@ -155,12 +155,12 @@ class TokenCounter:
 
 
 def _whole(tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The nearest whole number; text that is not empty has a token."""
+    """The nearest whole number; at least 1 if the text is not empty."""
     return np.maximum(np.rint(tokens), tokens > 0).astype(np.int64)
 
 
 def bytes_per_token(language: str) -> float:
-    """The shipped figure for a canonical code: its own, else its script's."""
+    """The built-in figure for a canonical code: that of the language if listed, else that of its script."""
     if language in _BYTES_PER_TOKEN:
         return _BYTES_PER_TOKEN[language]
     script = codes.script_of(language) or codes.default_script(codes.language_of(language))
@@ -168,17 +168,17 @@ def bytes_per_token(language: str) -> float:
 
 
 def tokenizer_file(name: str) -> Path:
-    """The `tokenizer.json` that a setting names: a file, a folder that holds one, or a name on the Hugging Face hub,
-    which is fetched into the local cache if it is not there.
+    """The `tokenizer.json` that a setting names: a file, its folder, or a name on the Hugging Face hub, which is
+    downloaded if it is not in the local cache.
 
     Raises:
-        RunError: there is none, or it cannot be fetched.
+        RunError: the file does not exist or cannot be downloaded.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise RunError(
-                f"{name}: the folder holds no tokenizer.json. Save the tokenizer there with "
+                f"{name}: the folder has no tokenizer.json. Save the tokenizer there with "
                 'transformers\' AutoTokenizer.from_pretrained(…).save_pretrained("…").'
             )
         return path / "tokenizer.json"
@@ -190,20 +190,20 @@ def tokenizer_file(name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(name, "tokenizer.json"))
-    except Exception as error:  # what it raises depends on the client's version and on how the network fails
+    except Exception as error:  # the type depends on the client's version and on the network failure
         raise RunError(
-            f"The tokenizer {name} cannot be fetched from the Hugging Face hub ({type(error).__name__}). Check the "
-            "name and the network; for a gated one accept its terms on the hub and run `hf auth login`. Or copy its "
-            'tokenizer.json here and give its path as "balance.tokenizer"; without that setting tokens are estimated.'
+            f"The tokenizer {name} cannot be downloaded from the Hugging Face hub ({type(error).__name__}). Check the "
+            "name and the network. For a gated model, accept its terms on the hub and run `hf auth login`. Or set "
+            "balance.tokenizer to the path of a local tokenizer.json. Without balance.tokenizer, tokens are estimated."
         ) from error
 
 
 def load_tokenizer(name: str) -> Any:
-    """The `tokenizers.Tokenizer` that a setting names, without truncation and padding; loaded once a process, and again
-    where its file has changed.
+    """The `tokenizers.Tokenizer` that a setting names, without truncation and padding. It is loaded once per process,
+    and again if its file changes.
 
     Raises:
-        RunError: it cannot be had or is not a tokenizer.
+        RunError: the file cannot be found or downloaded, or is not a tokenizer.
     """
     path = tokenizer_file(name)
     return _load_tokenizer(path, path.stat().st_mtime_ns)
@@ -216,7 +216,7 @@ def _load_tokenizer(path: Path, _changed: int) -> Any:
     try:
         tokenizer = Tokenizer.from_file(os.fspath(path))
     except Exception as error:  # the library raises bare Exception
-        raise RunError(f"{path}: not a tokenizer that can be read ({error}). Give a tokenizer.json.") from error
+        raise RunError(f"{path}: cannot be read as a tokenizer ({error}). Give a tokenizer.json.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

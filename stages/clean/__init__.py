@@ -1,4 +1,4 @@
-"""Stage 1, clean: normalises text, then drops the pairs that a rule finds unfit, each with a reason."""
+"""Stage 1, clean: normalises text, then drops pairs that fail a rule, each with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corpusprep.stages import languages
 from corpusprep.stages.clean import features
 from corpusprep.stages.clean import text as _text
 
-# A threshold can be switched off with `false`; None, which TOML lacks, says the same.
+# `false` disables a threshold. None, which TOML does not have, does the same.
 _OFF = BeforeValidator(lambda value: False if value is None else value)
 _Count = Annotated[int, Field(ge=0, strict=True)]
 _Share = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -28,14 +28,14 @@ _Off = Literal[False]
 
 
 class LanguageSettings(Settings):
-    """What differs for one language: thresholds of the same names, and facts about the language.
+    """Overrides for one language: thresholds with the same names, and facts about the language.
 
-    A threshold for a text applies to the side in that language. One for the pair (`length_ratio`, `copied`, `numbers`, `url`)
-    applies if either side is in the language; where both sides have one, the more lenient counts.
+    A threshold for one text applies to the side in that language. A threshold for the pair (`length_ratio`, `copied`,
+    `numbers`, `url`) applies if either side is in the language; if both sides have one, the more lenient one applies.
     """
 
     min_chars: _Count | _Off | None = None
-    """As in `[clean]`; not given: the general one. The same holds for all thresholds here."""
+    """See `min_chars` of `[clean]`. Any threshold that is not set here is taken from `[clean]`."""
     max_chars: _Count | _Off | None = None
     """See `max_chars` of `[clean]`."""
     longest_word: _Count | _Off | None = None
@@ -57,9 +57,9 @@ class LanguageSettings(Settings):
     url: bool | None = None
     """See `url` of `[clean]`."""
     scripts: tuple[str, ...] | None = None
-    """The scripts to expect, as ISO 15924 codes (`["Cyrl", "Latn"]`); not given: from the shipped table."""
+    """Expected scripts, as ISO 15924 codes (`["Cyrl", "Latn"]`). If not set, the built-in table is used."""
     length: Annotated[float, Field(gt=0)] | None = None
-    """Characters of a text per character of the same text in English; not given: from the shipped table."""
+    """Characters of a text per character of the same text in English. If not set, the built-in table is used."""
 
     @field_validator("scripts")
     @classmethod
@@ -71,52 +71,53 @@ class LanguageSettings(Settings):
 
 
 class CleanSettings(StageSettings):
-    """Settings of `clean`. The rules are tried in the order in which they stand here; the first that fails is the reason.
+    """Settings of `clean`. The rules are tried in this order, with `markup` after `template_tokens`; the first rule
+    that a row fails is the reason.
 
-    `false` switches a rule off.
+    `false` disables a rule.
     """
 
     entities: bool = True
     """Resolve HTML entities (`&quot;`, `&#39;`, `&amp;lt;`)."""
     markup: bool = True
-    """Take out tags of HTML, XML and subtitles; rows whose tags nest without end are dropped as `clean.markup`."""
+    """Remove tags of HTML, XML and subtitles; rows whose tags are nested too deep are dropped as `clean.markup`."""
     empty: bool = True
     """Drop rows with an empty side."""
     template_tokens: bool = True
-    """Drop rows with a control token of a chat template (`<|im_start|>`, `[INST]`, `</s>`), however it was hidden."""
+    """Drop rows with a control token of a chat template (`<|im_start|>`, `[INST]`, `</s>`), even if it is hidden."""
     mojibake: bool = True
-    """Repair text that was decoded wrongly where that loses nothing; drop the rows that stay broken."""
+    """Repair wrongly decoded text if the repair is lossless; drop rows that cannot be repaired."""
     min_chars: Annotated[_Count | _Off, _OFF] = 1
-    """Fewest characters of either side (`clean.too_short`)."""
+    """Minimum characters of each side (`clean.too_short`)."""
     max_chars: Annotated[_Count | _Off, _OFF] = 2000
-    """Most characters of either side (`clean.too_long`)."""
+    """Maximum characters of each side (`clean.too_long`)."""
     repetition: Annotated[_Share | _Off, _OFF] = 0.6
-    """Largest share of a side's phrases (8 characters in a row) that stood before in the same text; from 60
-    characters on, or what these are in the language."""
+    """Maximum share of a side's phrases (8 consecutive characters) that occur earlier in the same text. Applies from 60
+    characters on, scaled by the language's `length`."""
     url_only: Annotated[_Share | _Off, _OFF] = 0.9
-    """Largest share of a side's characters, spaces aside, that may stand in URLs."""
+    """Maximum share of a side's characters, without spaces, that belong to URLs."""
     letters: Annotated[_Share | _Off, _OFF] = 0.2
-    """Least share of letters in either side's characters, spaces aside."""
+    """Minimum share of letters among each side's characters, without spaces."""
     script: Annotated[_Share | _Off, _OFF] = 0.5
-    """Least share of the letters of either side in a script that its language is written in."""
+    """Minimum share of each side's letters that are in a script of its language."""
     copied: Annotated[_HalfShare | _Off, _OFF] = 0.9
-    """How much of both sides' letters and digits must be the same, case and punctuation aside, for the target to count as
-    a copy of the source; 1 counts exact copies only."""
+    """Similarity of the letters and digits of both sides from which the target counts as a copy of the source. Case and
+    punctuation are ignored. With 1, only exact copies count."""
     copied_letters: _Count = 10
-    """Copies shorter than this many letters are words that languages share, and stay; so do names (all words begin with a
-    capital), and pairs of languages as close as Croatian and Serbian."""
+    """Copies with fewer letters are kept, because languages share words. Copied names (all words begin with a capital)
+    and copies between close languages, such as Croatian and Serbian, are also kept."""
     longest_word: Annotated[_Count | _Off, _OFF] = 60
-    """Most characters of a word; letters of scripts without spaces between words make no word."""
+    """Maximum characters of a word. Letters of scripts without spaces between words are ignored."""
     length_ratio: Annotated[_Ratio | _Off, _OFF] = 2.5
-    """How many times longer than expected of its language one side may be, compared with the other."""
+    """Maximum ratio of the lengths of the two sides, each relative to the expected length in its language."""
     numbers: Annotated[_Share | _Off, _OFF] = 0.5
-    """Largest share of the numbers of both sides without a counterpart; judged only where each side lacks one."""
+    """Maximum share of numbers, of both sides, without a counterpart. Checked only if each side has such a number."""
     url: bool = True
-    """Drop rows whose sides have not as many URLs of the same sites."""
+    """Drop rows whose sides do not have equally many URLs of the same sites."""
     rules: tuple[str, ...] = ()
-    """Rules of your own, as `module:function`: a function of a pyarrow table that returns a Boolean array, true to keep."""
+    """Custom rules, as `module:function`: a function of a pyarrow table that returns a Boolean array, true to keep."""
     language: dict[str, LanguageSettings] = Field(default_factory=dict)
-    """What differs by language, as in `[clean.language.sw]`."""
+    """Overrides by language, as in `[clean.language.sw]`."""
 
     @field_validator("rules")
     @classmethod
@@ -152,14 +153,15 @@ REASONS = (
     "clean.repetition", "clean.url_only", "clean.letters", "clean.script", "clean.copied", "clean.long_word",
     "clean.length_ratio", "clean.numbers", "clean.url",
 )  # fmt: skip
-"""The reasons of the built-in rules, in the order in which the rules are tried."""
+"""Reasons of the built-in rules, in the order of the rules."""
 
-# A name has at most so many words.
+# Maximum number of words of a name.
 _NAME_WORDS = 6
-# Below this many characters (of English) a phrase may well come again and again: "no, no, no".
+# In texts with fewer characters (of English), phrases often repeat: "no, no, no".
 _REPETITION_FROM = 60
-# Added to both sides' lengths, in English characters: short texts vary more. With it, the spread of the ratio of true pairs is
-# the same from 8 to 120 characters (measured on 450,000 pairs of 45 languages; 99.8 % within a factor of 2.3).
+# Added to the lengths of both sides, in English characters, because short texts vary more. With it, the ratio of true
+# pairs has the same spread from 8 to 120 characters (measured on 450,000 pairs of 45 languages; 99.8 % within a factor
+# of 2.3).
 _LENGTH_SLACK = 5.0
 
 
@@ -171,11 +173,11 @@ def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome
         settings: thresholds.
 
     Returns:
-        kept and dropped rows, both with normalised text: Unicode NFC, single spaces, no control character, no entity, no tag.
-        `clean` of what was kept keeps it all, unchanged.
+        kept and dropped rows, both with normalised text: Unicode NFC, single spaces, no control characters, entities or
+        tags. Another `clean` of the kept rows changes nothing.
 
     Raises:
-        SettingsError: a rule of the user's own cannot be imported, fails, or returns no mask of the table's length.
+        SettingsError: a custom rule cannot be imported, fails, or does not return a mask of the table's length.
 
     Examples:
         >>> table = pa.table({"src": ["Salt &amp; bread", ""], "tgt": ["Salz &amp; Brot", "Wasser"], "src_lang": ["en"] * 2, "tgt_lang": ["de"] * 2})
@@ -199,7 +201,7 @@ def clean(table: pa.Table, settings: CleanSettings = CleanSettings()) -> Outcome
 
 
 def _one_array(column: pa.ChunkedArray[Any], kind: Any) -> Any:
-    """A text column as one array of the type asked for, null as empty text."""
+    """A text column as one array of the given type; null becomes empty text."""
     filled: Any = pc.fill_null(column.cast(kind), pa.scalar("", kind))
     chunks = filled.chunks if isinstance(filled, pa.ChunkedArray) else [filled]
     return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
@@ -213,7 +215,7 @@ def _normalise(column: pa.ChunkedArray[Any], settings: CleanSettings) -> _text.N
 
 
 def _judge(table: pa.Table, sides: list[_text.Normalised], settings: CleanSettings) -> npt.NDArray[np.int32]:
-    """The number of the first rule that each row fails, from 1; 0 for none."""
+    """For each row, the number of the first rule that it fails, from 1; 0 if it fails none."""
     limits = _Languages(table, settings)
     src, tgt = limits.src, limits.tgt
     copied = limits.limit("copied")
@@ -266,12 +268,12 @@ def _judge(table: pa.Table, sides: list[_text.Normalised], settings: CleanSettin
     return verdict
 
 
-# What a limit that is off compares as: for the rules that set a least value, and for those that set a most one.
+# Values of disabled limits that no row fails. Limits that are not listed use infinity.
 _OFF_VALUES = {"min_chars": -1.0, "letters": 0.0, "script": -1.0, "url": 0.0, "url_only": 2.0}
 
 
 class _Side(NamedTuple):
-    """What is expected of one side of n rows: limits, the scripts' mask, the length figure (NaN: not known)."""
+    """Expected values for one side of n rows: limits, script mask, length figure (NaN if unknown)."""
 
     limits: dict[str, npt.NDArray[np.float64] | float]
     scripts: npt.NDArray[np.uint64]
@@ -324,7 +326,7 @@ class _Languages:
         return _Side(limits, np.array(scripts, np.uint64)[index], np.array(lengths, np.float64)[index])
 
     def limit(self, name: str) -> npt.NDArray[np.float64] | float:
-        """A limit for the pair: the sides' own where they have one (the more lenient of two), else the general one."""
+        """A limit for the pair: that of the sides' languages if set (the more lenient of two), else the general one."""
         general = self._value(name, None)
         own = np.full((2, max(map(len, self._codes), default=0)), np.nan)
         for side in (0, 1):
@@ -347,7 +349,7 @@ class _Languages:
 
 
 def _own_rule(rule: str, table: pa.Table) -> npt.NDArray[np.bool_]:
-    """The mask of a user's rule; a row with no verdict (null) is not kept."""
+    """The mask of a custom rule; null counts as false."""
     function = load_function(rule, "clean.rules")
     try:
         mask = function(table)

@@ -1,4 +1,4 @@
-"""What the rules of the `clean` stage ask of a text, measured in one pass over its UTF-8 bytes."""
+"""Measures the text properties that the rules of the `clean` stage use, in one pass over the UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from corpusprep.stages.languages import DIGIT, LETTER, MARK, PUNCTUATION
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
-MAX_GROUPS = 64  # groups of digits that are compared, a side
+MAX_GROUPS = 64  # groups of digits that are compared per side
 MAX_DIGITS = 512
-GRAM = 8  # characters that make a phrase for the repetition rule
+GRAM = 8  # characters of a phrase in the repetition rule
 TABLE_BITS = 13
 FOLD_BITS, FOLD_MASK = 21, (1 << 21) - 1
-MAX_FOLDED = 4096  # letters that are compared for a near copy
+MAX_FOLDED = 4096  # letters that are compared to find near copies
 
 _COLUMNS = (
     "chars",  # code points
-    "solid",  # code points that are no space
-    "letters",  # letters and the marks upon them
+    "solid",  # code points that are not spaces
+    "letters",  # letters and their combining marks
     "outside",  # letters outside URLs
     "url_chars",
     "urls",
     "longest_word",
-    "question_marks",  # a question mark between two letters, the second of lower case
+    "question_marks",  # question marks between two letters, the second in lower case
     "words",  # runs of letters between spaces
-    "plain_words",  # those of them that do not begin with a capital
-    "foreign",  # digits, letters of scripts that are not expected, and URLs: as long in any language
+    "plain_words",  # words that do not begin with a capital
+    "foreign",  # digits, letters of unexpected scripts, and URLs: they have the same length in any language
 )
-_BEYOND = LETTER | languages.script_number("Hani") << 3 | 1 << 9  # characters behind the table's end are Han
+_BEYOND = LETTER | languages.script_number("Hani") << 3 | 1 << 9  # characters beyond the end of the table are Han
 CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS, WORDS, PLAIN_WORDS, FOREIGN = range(
     len(_COLUMNS)
 )
 
 
 class Side(NamedTuple):
-    """n texts, measured.
+    """Measurements of n texts.
 
     Attributes:
         counts: int32 of shape (n, 11), see `_COLUMNS`.
-        script: float32 of shape (n,), share of the letters that are of an expected script; NaN where nothing is expected
-            or there is no letter of a known script. A letter weighs as much as its script's letters say.
-        repeated: float32 of shape (n,), share of the phrases of 8 characters that have stood before in the same text.
+        script: float32 of shape (n,), share of letters in an expected script; NaN if no script is expected or no letter
+            has a known script. Letters are weighted by how much text a letter of their script stands for.
+        repeated: float32 of shape (n,), share of the 8-character phrases that occur earlier in the same text.
     """
 
     counts: I32
@@ -60,15 +60,15 @@ class Side(NamedTuple):
 
 
 class Features(NamedTuple):
-    """n pairs, measured.
+    """Measurements of n pairs.
 
     Attributes:
         src, tgt: the sides.
-        same: float32 of shape (n,), how much of the letters and digits of both sides is the same, from 0 to 1; case and
-            punctuation aside; 0 if it is less than was asked for.
-        numbers: float32 of shape (n,), share of the numbers of both sides that the other side lacks; 0 unless either side
-            lacks one.
-        url_mismatch: bool of shape (n,), one side has URLs that the other has not.
+        same: float32 of shape (n,), similarity of the letters and digits of both sides, from 0 to 1, without case and
+            punctuation; 0 if it is below the requested minimum.
+        numbers: float32 of shape (n,), share of the numbers of both sides that are missing on the other side; 0 unless
+            both sides have such a number.
+        url_mismatch: bool of shape (n,), true if one side has URLs that the other side does not have.
     """
 
     src: Side
@@ -85,7 +85,7 @@ def _lower(byte: int) -> int:
 
 @kernel
 def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
-    """Whether `://` or `www.` stands anywhere: a cheap look that spares most texts the search at every word."""
+    """Whether the text contains `://` or `www.`: a cheap test that saves most texts the search at each word."""
     for k in range(start, end - 3):
         if data[k + 1] == 47 and data[k] == 58 and data[k + 2] == 47:
             return True
@@ -96,7 +96,7 @@ def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
 
 @kernel
 def _url_end(data, start, end):  # type: ignore[no-untyped-def]
-    """Where the URL at `start` ends, or `start` if there is none. `start` is at the beginning of a word."""
+    """The end of the URL at `start`, or `start` if there is no URL. `start` must be the beginning of a word."""
     i = start
     while i < end and i - start < 12 and 97 <= _lower(data[i]) <= 122:
         i += 1
@@ -166,8 +166,9 @@ def _measure(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Measures one text.
 
-    Fills counts, folded (letters and digits), digits (values, in order), groups (where each group of digits begins).
-    Returns (share of expected script, repeated share, folded length, digits, groups, hash of sites, set of letters).
+    Fills counts, folded (letters and digits), digits (values, in order), groups (the start of each group of digits).
+    Returns (share of expected script, share of repeated phrases, folded length, number of digits, number of groups,
+    hash of sites, set of letters).
     """
     wanted = known = 0
     chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = words = plain_words = (
@@ -180,8 +181,8 @@ def _measure(  # type: ignore[no-untyped-def]
     url_ahead = _may_hold_url(data, start, end)
     previous_letter = asked = in_digits = in_word = False
     word_start = True
-    # Phrases: the low bytes of the last 8 characters are the key. The table has one place for a key and forgets what stood
-    # there before, so it needs no clearing; the salt keeps the texts apart.
+    # Phrases: the key is the low bytes of the last 8 characters. The table has one slot per key, and a new entry
+    # overwrites the old one. So the table is never cleared; the salt separates the texts.
     key = np.uint64(0)
     point: Any  # int64
     facts: Any
@@ -214,7 +215,7 @@ def _measure(  # type: ignore[no-untyped-def]
         chars += 1
         key = (key << np.uint64(8)) | np.uint64(low & 255)
         if chars >= GRAM:
-            # The place depends on the key alone: the outcome must not depend on the row's number.
+            # The slot depends only on the key: the result must not depend on the row's number.
             mark = key ^ salt
             place = np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - TABLE_BITS))
             again += seen[place] == mark
@@ -248,7 +249,7 @@ def _measure(  # type: ignore[no-untyped-def]
                     foreign += 1 - match
                     if asked and low == point and 97 <= point < 0x250:
                         question_marks += 1
-            # Words end at white space and punctuation, apostrophes aside, and at any letter of a script without spaces.
+            # Words end at white space, punctuation other than apostrophes, and letters of scripts without spaces.
             if facts >> (FOLD_BITS + 9) or (what == PUNCTUATION and point != 39 and point != 0x2019):
                 word = 0
             else:
@@ -273,7 +274,7 @@ def _measure(  # type: ignore[no-untyped-def]
                     point == 41 or ((point == 45 or point == 46 or point == 58) and i < end and not 48 <= data[i] <= 57)
                 )
             ):
-                n_digits = n_groups = 0  # "12) ", "3. ": counts the rows, not a thing in the text
+                n_digits = n_groups = 0  # "12) ", "3. ": a list number, not part of the text
             in_digits = False
         if (letter or number) and n_folded < MAX_FOLDED:
             folded[n_folded] = digit[point] if number else low
@@ -314,11 +315,12 @@ def _number(digits, first, last):  # type: ignore[no-untyped-def]
 
 @kernel
 def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_others):  # type: ignore[no-untyped-def]
-    """How many numbers of two digits or more there are, and how many of them the other side lacks.
+    """Counts the numbers with two or more digits, and how many of them are missing on the other side.
 
-    A number is there if its digits, zeros at its ends aside, stand anywhere among the other side's digits (so separators and
-    words like "million" do no harm), if they end in one of its numbers (1974 and 74), or if one of its numbers is the same
-    time or year by another count: 12 hours or 543 years (Buddhist era) apart.
+    A number is present on the other side in three cases. Its digits, without zeros at both ends, occur anywhere in the
+    other side's digits (so separators and words like "million" do not matter). It ends in one of the other side's
+    numbers (1974 and 74). Or one of them is the same time or year in another system: 12 hours or 543 years (Buddhist
+    era) apart.
     """
     total = 0
     lacking = 0
@@ -378,7 +380,7 @@ def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def
     while n > first and m > first and a[n - 1] == b[m - 1]:
         n -= 1
         m -= 1
-    # Edit distance of what is left, in a band around the diagonal.
+    # Edit distance of the rest, in a band around the diagonal.
     n -= first
     m -= first
     if n == 0 or m == 0:
@@ -433,7 +435,7 @@ def _examine(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         url_mismatch[i] = src_counts[i, URLS] != tgt_counts[i, URLS] or sites != other_sites
         same[i] = 0
-        # An edit takes one letter from the set of a text's letters and adds another, at most.
+        # An edit removes at most one letter from the set of letters and adds at most one.
         if _bits(letters ^ others) <= 2 * (1 - least_same) * max(n, m) + 1e-6:
             same[i] = _sameness(folded[0], n, folded[1], m, least_same, histogram, row)
         numbers[i] = 0
@@ -447,21 +449,21 @@ def _examine(  # type: ignore[no-untyped-def]
 
 
 def script_mask(scripts: tuple[str, ...]) -> int:
-    """The bits of a set of scripts."""
+    """A set of scripts as a bit mask."""
     return sum(1 << languages.script_number(script) for script in scripts)
 
 
 @functools.cache
 def _packed_table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """All facts of a character in one number (lower case, kind, script, whether the script sets no spaces), the values of
-    digits, and the weight of a letter by its script."""
+    """Character properties packed into one number (lower case, kind, script, whether the script has no spaces), values
+    of digits, and weights of letters by script."""
     table = languages.character_table()
     spaceless = np.zeros(64, np.uint32)
     weights = np.ones(64, np.int64)
     for script in languages.SCRIPTS:
         number = languages.script_number(script)
         spaceless[number] = script in languages.SPACELESS_SCRIPTS
-        # A Han character says as much as three Latin letters.
+        # A Han character stands for as much text as three Latin letters.
         weights[number] = round(100 / languages.script_length(script))
     facts = table.kind.astype(np.uint32) | table.script.astype(np.uint32) << np.uint32(3)
     facts |= spaceless[table.script] << np.uint32(9)
@@ -479,8 +481,8 @@ def examine(
 
     Args:
         src, tgt: n strings each.
-        src_expected, tgt_expected: uint64 of shape (n,), the `script_mask` expected of each text; 0 expects nothing.
-        least_same: sides that have less in common than this count as having nothing in common.
+        src_expected, tgt_expected: uint64 of shape (n,), the expected `script_mask` of each text; 0 expects none.
+        least_same: lower similarities of the two sides are returned as 0.
     """
     n = len(src)
     counts = np.zeros((2, n, len(_COLUMNS)), np.int32)

@@ -1,8 +1,8 @@
 """Text normalisation for the `clean` stage.
 
-One kernel reads every byte and notes what a row might need; most rows need nothing and are not touched again. The others go
-round the steps (mojibake, entities, markup, NFC, characters) until nothing changes, so that normalising twice is
-normalising once, and markup that hides in entities or behind invisible characters comes to light.
+One kernel reads each byte and notes which steps a row may need. Most rows need none and are not changed. The other rows
+repeat the steps (mojibake, entities, markup, NFC, characters) until nothing changes. So normalisation is idempotent,
+and it finds markup that is hidden in entities or behind invisible characters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from corpusprep.stages import languages
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-# What a row might need, as bits.
+# Steps that a row may need, as bits.
 CHARACTERS, COMPOSE, ENTITY, MARKUP, MOJIBAKE, TEMPLATE, REPLACEMENT = (1 << i for i in range(7))
 MAX_ROUNDS = 8
-"""Rounds after which a row that still changes is given up: real text comes to rest after two or three."""
+"""Maximum number of rounds for a row; real text stops changing after two or three."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Classes of characters
@@ -42,12 +42,12 @@ _JOINERS = (0x200C, 0x200D)
 _SELECTORS = (*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10))
 _LOOKS_BLANK = (0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800, 0x2028, 0x2029, 0x85, *range(0x09, 0x0E), *range(0x1C, 0x20))
 _MORE_INVISIBLE = (0x034F, 0x17B4, 0x17B5, 0xFFFC)
-# Signs of the category Cf that are written and seen: Arabic number and verse signs, Syriac abbreviation, Kaithi number.
+# Visible characters of the category Cf: Arabic number and verse signs, Syriac abbreviation, Kaithi number.
 _VISIBLE_FORMATS = (*range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD)
 # Code pages that UTF-8 is most often misread as.
 _CODE_PAGES = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859-2", "cp437")
-# In this one the misread first bytes are letters that often stand before the others: only these bytes tell (of Cyrillic, and
-# of punctuation).
+# In this code page the misread first bytes are letters that often precede the other ones. Only these bytes (of Cyrillic
+# and of punctuation) are evidence.
 _TELLING_BYTES = {"cp1251": (0xD0, 0xD1, 0xE2)}
 
 
@@ -55,11 +55,11 @@ class _Tables(NamedTuple):
     role: U8
     """How the character pass treats a code point below _SIZE."""
     compose: U8
-    """1 where NFC may change the code point or join it to the one before."""
+    """1 if NFC may change the code point or join it to the previous one."""
     order: U8
     """Canonical combining class."""
     lead2: npt.NDArray[np.uint16]
-    """By code point, the code pages (as bits) in which it is the misread first byte of two in UTF-8."""
+    """By code point, the code pages (as bits) in which it is a misread first byte of a two-byte UTF-8 sequence."""
     lead3: npt.NDArray[np.uint16]
     following: npt.NDArray[np.uint16]
 
@@ -73,7 +73,7 @@ def _tables() -> _Tables:
     joining = np.zeros(256, bool)
     joining[[languages.script_number(code) for code in languages.JOINER_SCRIPTS]] = True
     role[joining[scripts]] = _HOLDER
-    plain = np.ones(_SIZE, bool)  # Han and Hangul syllables: nothing to ask
+    plain = np.ones(_SIZE, bool)  # Han and Hangul syllables need no test
     plain[0x3400:0x4DC0] = plain[0x4E00:0xA000] = plain[0xAC00:0xD7A4] = False
     plain[0xD800:0xE000] = False
     for point in np.flatnonzero(plain).tolist():
@@ -91,7 +91,7 @@ def _tables() -> _Tables:
         if unicodedata.normalize("NFC", character) != character:
             compose[point] = 1
         elif decomposed != character:
-            # The later parts of a composed character can join a base that stands before them.
+            # The later parts of a composed character can join a base before them.
             for part in unicodedata.decomposition(character).split()[1:]:
                 compose[int(part, 16)] = 1
     compose[0x1161:0x1176] = compose[0x11A8:0x11C3] = 1  # vowels and final consonants of Hangul
@@ -105,7 +105,7 @@ def _tables() -> _Tables:
     lead2, lead3, following = (np.zeros(_SIZE, np.uint16) for _ in range(3))
     for bit, page in enumerate(_CODE_PAGES):
         for byte in range(0x80, 0xF5):
-            # Where a code page has no character for a byte, programs pass it on as a control character.
+            # If a code page has no character for a byte, programs decode the byte as a control character.
             read = bytes([byte]).decode(page, "ignore") or chr(byte)
             table = following if byte < 0xC0 else lead2 if 0xC2 <= byte < 0xE0 else lead3
             if byte not in (0xC0, 0xC1) and (byte < 0xC0 or byte in _TELLING_BYTES.get(page, (byte,))):
@@ -120,7 +120,7 @@ def _tables() -> _Tables:
 
 @kernel(inline="always")
 def decode(data: U8, i: int, end: int) -> tuple[Any, int]:
-    """The code point that starts at `data[i]` and where the next one starts; U+FFFD for a byte that starts none."""
+    """The code point at `data[i]` and the index of the next one; U+FFFD if the byte does not start a code point."""
     byte = np.int64(data[i])
     if byte < 0x80:
         return byte, i + 1
@@ -141,7 +141,7 @@ def _is_letter(byte: int) -> bool:
 
 @kernel(inline="always")
 def _ascii_needs(data: U8, i: int, end: int) -> int:
-    """What the ASCII character at i might need; spaces aside."""
+    """The steps that the ASCII character at i, other than a space, may need."""
     byte = data[i]
     if byte < 0x20 or byte == 0x7F:
         return CHARACTERS
@@ -174,7 +174,7 @@ def _scan(
         i, end = offsets[row], offsets[row + 1]
         needs = 0
         last_order = 0
-        blank = True  # so that a leading space counts as a double one
+        blank = True  # so a leading space counts as a double space
         two = np.uint16(0)
         three = np.uint16(0)
         three_next = np.uint16(0)
@@ -221,10 +221,10 @@ def _scan(
             if (two & tail) != 0 or (three_next & tail) != 0:
                 needs |= MOJIBAKE
             if (point == 0x20AC and previous_point == 0xE2) or (
-                # Mac Roman's traces, of punctuation and of accents; its other pairs are ordinary French ("l'été").
+                # Traces of Mac Roman in punctuation and accents; its other pairs are ordinary French ("l'été").
                 (point == 0xC4 and previous_point == 0x201A) or previous_point == 0x221A
             ):
-                needs |= MOJIBAKE  # the first: a quotation mark whose last byte is lost
+                needs |= MOJIBAKE  # first case: a quotation mark that lost its last byte
             previous_point = point
             three_next = three & tail
             two = lead2[point]
@@ -244,10 +244,9 @@ def _copy(data: U8, start: int, end: int, out: U8, at: int) -> int:
 
 @kernel
 def _tidy(offsets: I64, data: U8, role: U8, kind: U8, out_offsets: I64, out: U8) -> None:
-    """The character pass: white space of all kinds becomes single spaces, invisible characters go.
+    """The character pass: replaces white space of all kinds with single spaces and removes invisible characters.
 
-    A joiner stays behind a letter of a script that needs it or within an emoji; a variation selector behind a character
-    that is not ASCII text.
+    Joiners and variation selectors are kept after a letter of a script that needs joiners, and within an emoji.
     """
     at = 0
     out_offsets[0] = 0
@@ -274,7 +273,7 @@ def _tidy(offsets: I64, data: U8, role: U8, kind: U8, out_offsets: I64, out: U8)
                     at += 1
                     pending = False
                 at = _copy(data, i, after, out, at)
-                # An emoji keeps its joiner behind a selector (heart, selector, joiner, fire).
+                # An emoji keeps its joiner after a selector (heart, selector, joiner, fire).
                 before = _PICTURE if what == _SELECTOR and before == _PICTURE else what
             i = after
         out_offsets[row + 1] = at
@@ -292,7 +291,7 @@ def _tidy_characters(column: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def scan(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> U8:
-    """What each of n texts might need, uint8 bits of shape (n,); 0 is a text that is normalised already."""
+    """The steps that each of n texts may need, as bits, uint8 of shape (n,); 0 if the text is already normalised."""
     offsets, data = string_buffers(column)
     out = np.zeros(offsets.size - 1, np.uint8)
     _scan(offsets, data, *_tables(), out)
@@ -300,7 +299,7 @@ def scan(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> U8:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Steps on single texts: only for rows that a scan has singled out
+# Steps on single texts: only for rows that the scan has selected
 # ---------------------------------------------------------------------------------------------------------------------
 
 _ENTITY = re.compile(
@@ -330,7 +329,7 @@ def _entity(match: re.Match[str]) -> str:
 
 
 def unescape(text: str) -> str:
-    """The text with HTML entities resolved; only those that end in a semicolon, for `AT&T` and `?a=1&copy=2` are text."""
+    """The text with HTML entities resolved if they end in a semicolon: `AT&T` and `?a=1&copy=2` are ordinary text."""
     return _ENTITY.sub(_entity, _SURROGATES.sub(_join_surrogates, text))
 
 
@@ -341,10 +340,10 @@ TEMPLATE_TOKENS = re.compile(
     r"|start_of_image|end_of_image|start_header_id|end_header_id|eot_id|endoftext|BOS_TOKEN|EOS_TOKEN|unused[0-9]{1,4}"
     r"|extra_id_[0-9]{1,4}|reserved_[0-9]{1,4}|fim_prefix|fim_middle|fim_suffix)>"
 )
-"""Control tokens of chat templates and vocabularies in common use."""
+"""Control tokens of common chat templates and vocabularies."""
 
-# Names that are HTML wherever they stand in angle brackets. Others (`<title>`, `<name>`) can be a writer's placeholder, so
-# they must look more like a tag: an attribute, a closing slash, or a closing tag in the same text.
+# Names that are always HTML in angle brackets. Other names (`<title>`, `<name>`) can be a writer's placeholder, so they
+# need more evidence of a tag: an attribute, a closing slash, or a closing tag in the same text.
 _INLINE = frozenset(
     "a abbr acronym b bdo big cite del em font i img ins kbd nobr samp small span strike strong sub sup tt u wbr".split()
 )
@@ -352,7 +351,7 @@ _BLOCK = frozenset(
     "blockquote body br center dd div dl dt h1 h2 h3 h4 h5 h6 head hr html iframe li ol p pre script style table tbody td tfoot "
     "th thead tr ul".split()
 )
-# A comment must not run into the next one: each try ends where the next begins, so that the search stays linear.
+# A comment must not extend into the next one: each attempt ends where the next one begins, so the search stays linear.
 _TAG = re.compile(
     r"<!--(?:[^<-]|-(?!->)|<(?!!--))*+-->|<!(?:DOCTYPE|doctype)[^<>]{0,300}>|<\?[A-Za-z][^<>]{0,300}\?>|<!\[CDATA\[|\]\]>"
     r"|<[ ]?(?P<close>/)?[ ]?(?P<name>[A-Za-z][A-Za-z0-9:_-]{0,30})(?P<rest>(?:[\s/][^<>]{0,2000})?)>"
@@ -360,12 +359,12 @@ _TAG = re.compile(
 )
 _CLOSING = re.compile(r"</[ ]?([A-Za-z][A-Za-z0-9:_-]{0,30})[ ]?>")
 _ATTRIBUTE = re.compile(r"\s[A-Za-z_:][A-Za-z0-9_:.-]{0,40}\s?=")
-# A tag that the end of the row has cut off.
+# A tag that is cut off by the end of the row.
 _CUT_TAG = re.compile(r"</?(?:a|p|div|span|img|font|br|td|li|table|iframe)\s+[A-Za-z_:-]{1,30}\s?=", re.IGNORECASE)
 
 
 def strip_markup(text: str) -> str:
-    """The text without tags of HTML, XML and subtitles; `a < b` and `x<y>z` stay, and so do chat-template tokens."""
+    """The text without tags of HTML, XML and subtitles; `a < b`, `x<y>z` and chat-template tokens are kept."""
     closed: set[str] | None = None
 
     def tag(match: re.Match[str]) -> str:
@@ -403,8 +402,8 @@ def _repair_settings() -> Any:
     return TextFixerConfig(unescape_html=False, replace_lossy_sequences=False, fix_surrogates=False)
 
 
-# Traces that a wrong decoding leaves and no language writes. The heuristic alone would condemn the odd spelling of a small
-# language (an Ewe text with the sign of the florin for a letter).
+# Traces of wrong decoding that occur in no language. The heuristic alone would reject unusual spellings of small
+# languages (such as Ewe text that uses the florin sign as a letter).
 _BROKEN = re.compile(
     r"[\x80-\x9f]|[\u251c\u252c]\S|\u00e2\u20ac|\u00ef\u00bf\u00bd|\u00c3[\xa0-\xbf\u0152-\u0192\u02c6-\u2122]|\u00c2[\xa0-\xbf]"
     r"|(?:[\u00d0\u00d1\u00d8-\u00db][\xa1-\xbf\u0152-\u0192\u02c6-\u2122 ]?){3}"
@@ -413,7 +412,7 @@ _BROKEN = re.compile(
 
 
 def repair(text: str) -> tuple[str, bool]:
-    """The text with a wrong decoding undone, and whether it still looks wrongly decoded."""
+    """The text with wrong decoding repaired, and whether it still looks wrongly decoded."""
     from ftfy import fix_encoding_and_explain
     from ftfy.badness import is_bad
 
@@ -425,7 +424,7 @@ def repair(text: str) -> tuple[str, bool]:
         and "\u201a\u00c4" not in text
         and "\u221a" not in text
     ):
-        repaired = text  # in Mac Roman almost any two letters make sense
+        repaired = text  # in Mac Roman almost any two letters are valid
     if "\ufffd" in repaired and "\ufffd" not in text:
         repaired = text
     return repaired, is_bad(repaired) and _BROKEN.search(repaired) is not None
@@ -442,8 +441,8 @@ class Normalised(NamedTuple):
     Attributes:
         text: strings; valid UTF-8 without tab, newline or carriage return.
         mojibake: bool of shape (n,): wrongly decoded text that cannot be repaired without loss.
-        restless: bool of shape (n,): markup nested so deep that it did not come to rest.
-        template: bool of shape (n,): holds a chat-template token.
+        restless: bool of shape (n,): markup nested so deep that the text still changes after the last round.
+        template: bool of shape (n,): contains a chat-template token.
     """
 
     text: pa.Array[Any]
@@ -453,7 +452,7 @@ class Normalised(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Which steps are switched on."""
+    """Which steps are enabled."""
 
     entities: bool = True
     markup: bool = True
@@ -466,7 +465,7 @@ def _map(texts: list[Any], chosen: npt.NDArray[np.bool_], function: Any) -> None
 
 
 def _round(column: pa.Array[Any], needs: U8, steps: Steps) -> tuple[pa.Array[Any], npt.NDArray[np.bool_]]:
-    """One round of all steps; the new texts, and which of them look wrongly decoded still."""
+    """Runs one round of all steps. Returns the new texts, and which of them still look wrongly decoded."""
     broken = (needs & REPLACEMENT) != 0
     single = ENTITY * steps.entities | MARKUP * steps.markup | MOJIBAKE * steps.mojibake
     hand = np.flatnonzero(needs & single)
@@ -505,7 +504,7 @@ def normalise(column: pa.Array[Any], steps: Steps) -> Normalised:
         for _ in range(MAX_ROUNDS):
             new, broken = _round(work, bits, steps)
             changed = pc.not_equal(new, work).to_numpy(zero_copy_only=False)
-            mojibake[at_work[alive]] |= broken  # what a step cannot repair stays broken, however it looks later
+            mojibake[at_work[alive]] |= broken  # a text that a step cannot repair stays marked as broken
             mask = np.zeros(at_work.size, bool)
             mask[alive] = True
             final = pc.replace_with_mask(final, pa.array(mask), new)

@@ -1,8 +1,8 @@
-"""Stage `dedup`: one row of those that say the same, and none that repeats evaluation text.
+"""Stage `dedup`: keeps one of several duplicate rows, and drops rows that copy evaluation text.
 
 Exact duplicates have the same normalised text: NFKC, case folded, without punctuation, symbols, white space and format
-characters. Near duplicates have 64-bit SimHash fingerprints, over character n-grams of the normalised text, within a
-Hamming distance. Duplicates are decided greedily: a row is dropped only if it is the duplicate of a row that is kept.
+characters. Near duplicates have 64-bit SimHash fingerprints within a Hamming distance; the features of SimHash are
+character n-grams of the normalised text. Deduplication is greedy: a row is dropped only if it duplicates a kept row.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ class DedupSettings(StageSettings):
     """Drop rows whose normalised text equals that of a kept row (`dedup.exact`)."""
 
     near: bool = True
-    """Drop rows whose fingerprint lies within `max_distance` of that of a kept row (`dedup.near`)."""
+    """Drop rows whose fingerprint is within `max_distance` of a kept row's fingerprint (`dedup.near`)."""
 
     max_distance: int = Field(default=3, ge=0, le=8)
-    """Hamming distance, in bits of 64, up to which rows are near duplicates; 0 asks for equal fingerprints."""
+    """Maximum Hamming distance of near duplicates, in bits of 64; 0 requires equal fingerprints."""
 
     ngram: int = Field(default=4, ge=1, le=16)
-    """Characters of a SimHash feature. Longer ones tell more rows apart."""
+    """Characters of a SimHash feature. Longer features distinguish more rows."""
 
     on: Literal["pair", "source", "target"] = "pair"
-    """What is compared: both sides together, or one of them."""
+    """Text that is compared: both sides together, or one side."""
 
     scope: Literal["pair", "all"] = "pair"
-    """Where duplicates are sought: among the rows of one language pair, or among all."""
+    """Rows that are compared: those of one language pair, or all."""
 
     keep: Literal["form", "first", "score"] = "form"
-    """Which of several duplicates is kept: the best-formed (see `flaws`) and of those the earliest, the earliest, or the
-    one of highest score (rows without one come last)."""
+    """Which duplicate is kept: `form` keeps the best-formed row (see `flaws`), the earliest if several are equal;
+    `first` keeps the earliest row; `score` keeps the row with the highest score (rows without a score come last)."""
 
     clusters: bool = False
-    """Say which kept row each row duplicates. On a whole table this is a column `cluster` (int64): the place, in the
-    table given, of that row, or the row's own."""
+    """Report which kept row each row duplicates. For a whole table this is a column `cluster` (int64): the index of
+    that row in the input table, or the row's own index."""
 
     against: tuple[str, ...] = ()
-    """Evaluation text to protect: files, folders or globs; text of one column, or two separated by a tab, JSON lines or
-    Parquet. A row of which a side copies it is dropped (`dedup.evaluation`)."""
+    """Evaluation text to protect: files, folders or globs of text (one column, or two separated by a tab), JSON lines
+    or Parquet. A row is dropped if one of its sides copies evaluation text (`dedup.evaluation`)."""
 
     evaluation_overlap: float = Field(default=0.5, gt=0, le=1)
-    """A side copies an evaluation sentence when it repeats at least this share of the sentence's character 8-grams."""
+    """A side copies an evaluation sentence if it repeats at least this share of the sentence's character 8-grams."""
 
     evaluation_min_chars: int = Field(default=25, ge=8)
-    """Sides, of rows and of evaluation text, with fewer normalised characters count only as a whole pair."""
+    """Sides with fewer normalised characters, of rows and of evaluation text, are compared only as whole pairs."""
 
 
 def dedup(
@@ -70,18 +70,18 @@ def dedup(
     """Drops duplicates and copies of evaluation text from a whole table.
 
     Args:
-        table: n rows of pairs, of any languages.
-        settings: what counts as a duplicate.
-        seed: not used: nothing here is random.
-        index: the evaluation text; read from `settings.against` where it is not given.
+        table: n rows of any language pairs.
+        settings: the stage's settings.
+        seed: not used, because nothing here is random.
+        index: the evaluation text; if not given, it is read from `settings.against`.
 
     Returns:
-        The rows kept and the rows dropped, both with `fingerprint` (uint64). The reasons are `dedup.evaluation`,
-        `dedup.exact` and `dedup.near`. Rows that copy evaluation text do not take part in what follows.
+        Kept and dropped rows, both with `fingerprint` (uint64). The reasons are `dedup.evaluation`, `dedup.exact` and
+        `dedup.near`. Rows that copy evaluation text are not compared with other rows.
 
     Raises:
         InputError: a file of `settings.against` cannot be read.
-        SettingsError: `keep = "score"`, and the table has no column `score`.
+        SettingsError: `keep = "score"`, and the column `score` is missing.
 
     Examples:
         >>> src = ["The bridge near the old village is closed today.", "THE BRIDGE NEAR THE OLD VILLAGE IS CLOSED TODAY!"]
@@ -112,9 +112,9 @@ def dedup(
 
 
 def fingerprint(table: pa.Table, settings: DedupSettings) -> pa.Table:
-    """The table with `fingerprint`, the SimHash, and `text_hash`, the exact hash of the normalised text (uint64 both).
+    """Adds columns `fingerprint`, the SimHash, and `text_hash`, the exact hash of the normalised text (both uint64).
 
-    Features of a pair are the n-grams of the source and those of the target, each hashed with its side, so that the
+    The features of a pair are the n-grams of the source and of the target. Each is hashed with its side, so that the
     two do not mix. The fingerprint equals `simhash.Simhash(features, hashfunc=…)`; see `reference_fingerprint`.
     """
     from corpusprep.stages.dedup import text as _text
@@ -133,11 +133,11 @@ def fingerprint(table: pa.Table, settings: DedupSettings) -> pa.Table:
 
 
 def flaws(table: pa.Table) -> npt.NDArray[np.uint8]:
-    """Flaws of form of n rows, uint8 of shape (n,): none is best.
+    """Number of formal flaws of n rows, uint8 of shape (n,); 0 is best.
 
-    One each for a side that does not end as a sentence, begins with a dash, is in capitals throughout, or has a space
-    before a full stop or comma, and one for sides that end in different marks. They say little of a row by itself;
-    among rows that say the same they tell a damaged copy from its original.
+    A side has one flaw each if it does not end like a sentence, begins with a dash, is all in capitals, or has a space
+    before a full stop or comma. Sides that end in different marks are one more flaw. Flaws mean little for a single
+    row, but among duplicates they distinguish a damaged copy from its original.
     """
     from corpusprep.stages.dedup import form as _form
 
@@ -145,7 +145,7 @@ def flaws(table: pa.Table) -> npt.NDArray[np.uint8]:
 
 
 def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
-    """The fingerprint of one row, made with the `simhash` package and plain Python (slow: for checks)."""
+    """The fingerprint of one row, computed with the `simhash` package and plain Python (slow: for checks)."""
     import simhash
 
     from corpusprep.stages.dedup import text as _text
@@ -168,11 +168,11 @@ def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
 
 
 def compare_with_reference(table: pa.Table, settings: DedupSettings) -> Agreement:
-    """Compares fingerprints with those that the `simhash` package makes (slow: for samples).
+    """Compares fingerprints with those of the `simhash` package (slow: for samples).
 
     Args:
         table: n rows with `src`, `tgt` and `fingerprint`.
-        settings: those that the fingerprints were made with.
+        settings: the settings that made the fingerprints.
 
     Returns:
         n comparisons; the difference is in bits.
@@ -195,16 +195,16 @@ def reference() -> str:
 def decide(
     fingerprint: U64, text_hash: U64, settings: DedupSettings, threads: int = 1
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Which rows of one partition are duplicates.
+    """Finds the duplicates in one partition.
 
     Args:
-        fingerprint, text_hash: uint64 (n,), n < 2**31, the best row first.
-        settings: `exact`, `near` and `max_distance` count here.
-        threads: how many to use; the result does not depend on it.
+        fingerprint, text_hash: uint64 (n,), n < 2**31, best row first.
+        settings: `exact`, `near` and `max_distance` are used.
+        threads: number of threads; the result does not depend on it.
 
     Returns:
         verdict: uint8 (n,); 0 kept, 1 exact duplicate, 2 near duplicate.
-        keeper: int64 (n,); the earliest kept row that the row duplicates, itself where it is kept.
+        keeper: int64 (n,); the earliest kept row that the row duplicates; the row itself if it is kept.
     """
     from corpusprep.stages.dedup import greedy as _greedy
 
@@ -215,11 +215,11 @@ def decide(
 
 
 class EvaluationIndex:
-    """Evaluation text that rows are compared with. It depends on the text alone, in whatever order, and can be pickled.
+    """Index of the evaluation text. It depends only on the text, not on its order, and can be pickled.
 
     Attributes:
-        digest: hash of the content, for the key of what was made with it.
-        texts: how many different sentences and short pairs it holds.
+        digest: hash of the content, for the keys of results that depend on the index.
+        texts: number of distinct sentences and short pairs.
     """
 
     def __init__(self, arrays: Any, min_chars: int) -> None:
@@ -229,9 +229,9 @@ class EvaluationIndex:
 
     @classmethod
     def from_texts(cls, columns: Sequence[Any], settings: DedupSettings) -> EvaluationIndex:
-        """The index of string columns: each item is one column, or a tuple of two that hold pairs row by row.
+        """Builds the index from string columns: each item is one column, or a tuple of two columns with pairs as rows.
 
-        Sides with fewer than `settings.evaluation_min_chars` normalised characters enter as pairs only.
+        Sides with fewer than `settings.evaluation_min_chars` normalised characters are indexed only as pairs.
         """
         from corpusprep.stages.dedup import evaluation as _evaluation
         from corpusprep.stages.dedup import text as _text
@@ -259,7 +259,7 @@ class EvaluationIndex:
 
     @classmethod
     def from_files(cls, paths: Sequence[str], settings: DedupSettings) -> EvaluationIndex:
-        """The index of files, folders and globs.
+        """Builds the index from files, folders and globs.
 
         Raises:
             InputError: a file is missing or damaged.
@@ -269,9 +269,9 @@ class EvaluationIndex:
         return cls.from_texts(read_texts(paths), settings)
 
     def shares(self, table: pa.Table, settings: DedupSettings) -> npt.NDArray[np.float32]:
-        """The largest share of an evaluation text's n-grams that a side of each row repeats, shape (n,).
+        """For each row, the largest share of an evaluation text's n-grams that one of its sides repeats, shape (n,).
 
-        Shares well below `settings.evaluation_overlap` may be given as 0.
+        Shares well below `settings.evaluation_overlap` may be returned as 0.
         """
         from corpusprep.stages.dedup import evaluation as _evaluation
         from corpusprep.stages.dedup import text as _text
@@ -285,7 +285,7 @@ class EvaluationIndex:
 
 
 def protect(table: pa.Table, index: EvaluationIndex, settings: DedupSettings) -> Outcome:
-    """Drops rows of which a side, or the pair where a side is short, copies evaluation text: `dedup.evaluation`."""
+    """Drops rows if a side, or the whole pair if a side is short, copies evaluation text: `dedup.evaluation`."""
     return split(table, _leaks(table, index, settings).astype(np.uint8), ["dedup.evaluation"])
 
 
@@ -300,7 +300,7 @@ def _uint64(table: pa.Table, name: str) -> U64:
 def _partitions(
     table: pa.Table, settings: DedupSettings, rows: npt.NDArray[np.int64]
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Parts rows, in order, into those that are compared with each other: of one language pair, or all."""
+    """Splits rows, in order, into groups that are compared with each other: one per language pair, or all rows."""
     if settings.scope == "all" or rows.size == 0:
         yield rows
         return
@@ -310,12 +310,12 @@ def _partitions(
 
 
 def _rank(table: pa.Table, settings: DedupSettings) -> npt.NDArray[np.int64]:
-    """All rows, the preferred ones first."""
+    """Indices of all rows, preferred rows first."""
     keys: list[tuple[str, Literal["ascending", "descending"]]] = []
     columns: dict[str, Any] = {}
     if settings.keep == "score":
         if "score" not in table.column_names:
-            raise SettingsError('dedup.keep = "score" needs a column "score", which this table lacks. Use "first".')
+            raise SettingsError('dedup.keep = "score" needs the column "score", which is missing. Use "first".')
         scores = table["score"].cast(pa.float64()).to_numpy()
         columns["score"] = np.where(np.isnan(scores), -np.inf, scores)
         keys.append(("score", "descending"))

@@ -1,10 +1,10 @@
-"""Which rows copy evaluation text: an index of character n-grams, and the share of a sentence that a row repeats.
+"""Finds rows that copy evaluation text: an index of character n-grams, and the share of a sentence that a row repeats.
 
-A row's side is a near copy of an evaluation sentence when it repeats at least a given share of the sentence's
-character 8-grams, taken from the normalised forms (see `text.py`). So it does not matter how a copy is spelt,
-punctuated or spaced, whether some of it was cut off or edited, or what it is embedded in. Sentences to compare with
-are found by minimizers, the n-grams of lowest hash in every window, of which two texts that share a stretch of 15
-characters share one (Roberts et al., "Reducing storage requirements for biological sequence comparison", 2004; and
+A side of a row is a near copy of an evaluation sentence if it repeats at least a given share of the sentence's
+character 8-grams, taken from the normalised texts (see `text.py`). So case, punctuation and spacing of a copy do not
+matter. A copy is also found if parts were cut or edited, or if it is embedded in other text. Candidate sentences are
+found by minimizers, the n-grams with the lowest hash in each window: two texts that share 15 consecutive characters
+share a minimizer (Roberts et al., "Reducing storage requirements for biological sequence comparison", 2004; and
 winnowing: Schleimer et al., "Winnowing: local algorithms for document fingerprinting", SIGMOD 2003).
 """
 
@@ -25,24 +25,24 @@ Bool = npt.NDArray[np.bool_]
 
 GRAM = 8  # characters of an n-gram
 _WINDOW = 8  # n-grams of a window
-_POSTINGS = 64  # sentences that are remembered for one n-gram
+_POSTINGS = 64  # maximum number of sentences stored for one n-gram
 _BASE = 0x9E3779B97F4A7C15
-_COMMON = 8  # an n-gram of more sentences says little: it stands for a sentence only if that has few rarer ones
+_COMMON = 8  # an n-gram in more sentences is common: a sentence is indexed by it only if it has few rarer n-grams
 _FEW = 4
-_SEPARATOR = 1  # between the sides of a pair; no normalised text holds it, but for a text of control characters alone
+_SEPARATOR = 1  # between the sides of a pair; normalised text has it only if it is all control characters
 
 
 class Index(NamedTuple):
-    """The arrays of an evaluation index; texts are in the order of their hashes, so that it depends on content alone.
+    """The arrays of an evaluation index. Texts are sorted by hash, so that the index depends only on the content.
 
     Attributes:
-        codes: uint16; the normalised texts, end to end, code points folded to 16 bits.
-        starts: int64 (texts + 1,).
-        minimizers: int32 (texts,); how many n-grams stand for each text.
-        grams: uint32 (entries,), sorted; and
-        texts: int32 (entries,); the n-grams by hash, and the text that each is in.
-        prefixes: int64 (2**b + 1,); where the entries of each leading b bits start.
-        short: uint64, sorted; hashes of the pairs too short to have an n-gram entry.
+        codes: uint16; the normalised texts, concatenated, with code points folded to 16 bits.
+        starts: int64 (texts + 1,); the start of each text in `codes`.
+        minimizers: int32 (texts,); number of indexed n-grams of each text.
+        grams: uint32 (entries,), sorted; hashes of the indexed n-grams.
+        texts: int32 (entries,); the text of each n-gram.
+        prefixes: int64 (2**b + 1,); the first entry for each value of the leading b bits.
+        short: uint64, sorted; hashes of the pairs that are too short for n-gram entries.
     """
 
     codes: U16
@@ -70,7 +70,7 @@ def _shorten(codes: U32, size: Int, out: U16) -> None:
 
 @kernel
 def _hash_grams(codes: U16, size: Int, grams: U64) -> Int:
-    """Writes the hashes, odd numbers, of all n-grams of `codes[:size]` to `grams`; returns how many."""
+    """Writes the hashes (odd numbers) of all n-grams of `codes[:size]` to `grams`, and returns their number."""
     count = size - GRAM + 1
     if count < 1:
         return 0
@@ -88,12 +88,12 @@ def _hash_grams(codes: U16, size: Int, grams: U64) -> Int:
 
 @kernel
 def _minimizers(grams: U64, count: Int, out: U32) -> int:
-    """Writes 32 bits of each of the minimizers of `grams[:count]` to `out`; returns how many."""
+    """Writes 32 bits of each minimizer of `grams[:count]` to `out`, and returns their number."""
     found = 0
     last = -1
     for end in range(min(_WINDOW, count), count + 1):
         begin = max(0, end - _WINDOW)
-        if last < begin:  # the lowest of the window, the rightmost of equals
+        if last < begin:  # the lowest of the window, the rightmost if several are equal
             last = begin
             for i in range(begin + 1, end):
                 if grams[i] <= grams[last]:
@@ -102,7 +102,7 @@ def _minimizers(grams: U64, count: Int, out: U32) -> int:
             last = end - 1
         else:
             continue
-        # Mixed again: the lowest of many are all low, and would crowd the first entries of the index.
+        # Mixed again: minimizers are all low and would crowd the first entries of the index.
         out[found] = np.uint32(mix64(grams[last]) >> np.uint64(32))
         found += 1
     return found
@@ -110,7 +110,7 @@ def _minimizers(grams: U64, count: Int, out: U32) -> int:
 
 @kernel
 def _pair_hash(a: np.uint64, b: np.uint64) -> np.uint64:
-    """The hash of two sides in either order."""
+    """The hash of two sides, independent of their order."""
     return mix64(mix64(min(a, b)) ^ max(a, b))
 
 
@@ -133,7 +133,7 @@ def _pair_hashes(hashes: U64, first: I64, second: I64, out: U64) -> None:
 
 @kernel
 def _fill(offsets: I64, data: U8, t: Tables, first: I64, second: I64, longest: int, codes: U16, starts: I64) -> None:
-    """Writes the texts: side `first[i]`, and behind a separator side `second[i]` where that is not -1."""
+    """Writes the texts: side `first[i]`, then a separator and side `second[i]` if that is not -1."""
     wide = np.empty(6 * longest + 8, np.uint32)
     for i in range(first.size):
         place = starts[i]
@@ -148,7 +148,7 @@ def _fill(offsets: I64, data: U8, t: Tables, first: I64, second: I64, longest: i
 
 @kernel
 def _entries(codes: U16, starts: I64, out: U64) -> int:
-    """Writes hash << 32 | text for every minimizer of every text; returns how many."""
+    """Writes hash << 32 | text for each minimizer of each text, and returns their number."""
     longest = 0
     for i in range(starts.size - 1):
         longest = max(longest, starts[i + 1] - starts[i])
@@ -165,7 +165,7 @@ def _entries(codes: U16, starts: I64, out: U64) -> int:
 
 @kernel
 def _thin(entries: U64, minimizers: I32) -> Bool:
-    """The entries to keep, of sorted ones without repetition; writes how many stand for each text to `minimizers`."""
+    """Which of the sorted, distinct entries are kept; writes the number of kept entries per text to `minimizers`."""
     sizes = np.empty(entries.size, np.int32)
     start = 0
     while start < entries.size:
@@ -189,13 +189,13 @@ def _thin(entries: U64, minimizers: I32) -> Bool:
 
 
 def build(offsets: I64, data: U8, first: I64, second: I64, t: Tables, min_chars: int) -> Index:
-    """Makes the index.
+    """Builds the index.
 
     Args:
-        offsets, data: all sides of all evaluation text, as `string_buffers` gives them.
-        first, second: int64 (pairs,); which sides belong together.
+        offsets, data: all sides of all evaluation text, as `string_buffers` returns them.
+        first, second: int64 (pairs,); the two sides of each pair.
         t: the folding tables.
-        min_chars: normalised characters from which on a side counts by itself.
+        min_chars: minimum normalised characters of a side that is indexed on its own.
     """
     n = offsets.size - 1
     sizes, hashes = np.zeros(n, np.int64), np.zeros(n, np.uint64)
@@ -208,7 +208,7 @@ def build(offsets: I64, data: U8, first: I64, second: I64, t: Tables, min_chars:
     tiny = whole < min_chars
     short = np.unique(joined[tiny])
     long = np.flatnonzero(sizes >= min_chars)
-    # Pairs are held in both orders, since files are; the hash of the second differs by one bit.
+    # Pairs are indexed in both orders, because files have both; the hash of the second order differs by one bit.
     a = np.concatenate([long, first[~tiny], second[~tiny]])
     b = np.concatenate([np.full(long.size, -1), second[~tiny], first[~tiny]])
     key = np.concatenate([hashes[long], joined[~tiny] & ~np.uint64(1), joined[~tiny] | np.uint64(1)])
@@ -234,11 +234,11 @@ def build(offsets: I64, data: U8, first: I64, second: I64, t: Tables, min_chars:
 def _share(
     codes: U16, size: Int, index: Index, down: np.uint64, least: float, grams: U64, chosen: U32, counts: I32, met: I32
 ) -> float:
-    """The largest share of an indexed text's n-grams that `codes[:size]` repeats; 0 where surely below `least`.
+    """The largest share of an indexed text's n-grams that `codes[:size]` repeats; 0 if it is certainly below `least`.
 
     Args:
-        down: what cuts a hash of 32 bits to its entry in `index.prefixes`.
-        grams, chosen, counts, met: scratch; `counts` (one a text) is all zero before and after.
+        down: the right shift from a 32-bit hash to its entry in `index.prefixes`.
+        grams, chosen, counts, met: scratch; `counts` (one per text) is all zero before and after.
     """
     total = _hash_grams(codes, size, grams)
     found = 0
@@ -258,10 +258,10 @@ def _share(
         text = met[m]
         hits = counts[text]
         counts[text] = 0
-        # The share of minimizers estimates that of n-grams; a half of it is asked for, since it is rough.
+        # The share of minimizers estimates the share of n-grams. It is rough, so half of `least` is required.
         if 2 * hits < least * index.minimizers[text]:
             continue
-        if own.size == 0:  # a hash set of the n-grams, in which 0 is free
+        if own.size == 0:  # a hash set of the n-grams; 0 marks a free slot
             size_of_set = 64
             while size_of_set < 2 * total:
                 size_of_set *= 2
@@ -291,7 +291,7 @@ def shares(
     src_offsets: I64, src: U8, tgt_offsets: I64, tgt: U8, t: Tables, index: Index,
     min_chars: int, least: float, out: npt.NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Writes, for every row, the largest share of an evaluation text that one of its sides (or the pair) repeats."""
+    """Writes, for each row, the largest share of an evaluation text that one of its sides (or the pair) repeats."""
     longest = 0
     for row in range(out.size):
         longest = max(longest, src_offsets[row + 1] - src_offsets[row], tgt_offsets[row + 1] - tgt_offsets[row])

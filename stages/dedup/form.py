@@ -1,4 +1,4 @@
-"""How well formed a row is, to choose which of several duplicates stays."""
+"""Counts formal flaws of rows, to choose which duplicate is kept."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[n
 
 @kernel
 def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
-    """Flaws of one text, and the class of the mark that it ends in (0: none)."""
+    """Number of flaws of one text, and the class of the mark at its end (0: none)."""
     upper, lower, flawed, spaced = 0, 0, 0, False
     first, before, last, dots = 0, 0, 0, 0
     i = start

@@ -1,7 +1,7 @@
 """Greedy decisions over 64-bit fingerprints: a row is dropped only if it is near to an earlier row that is kept.
 
-`search.py` finds the pairs of near rows, and marks buckets that are too large or too dense for that; here rows are
-visited in their order, and compared with the kept rows of marked buckets.
+`search.py` finds the pairs of near rows, and marks buckets that are too large or too dense for pairwise comparison.
+This module visits the rows in order, and compares them with the kept rows of marked buckets.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from corpusprep.stages.dedup.search import FINEST, I32, I64, U8, Tables, fine_bi
 
 _LEAST_SCRATCH = 1 << 16
 _SCRATCH = 1 << 26  # rows dealt into parts at a time; 12 bytes each
-_BLOCKS = 4096  # of eight kept rows, room for which is made at first
+_BLOCKS = 4096  # initial number of blocks, of eight kept rows each
 _NONE = np.iinfo(np.int32).max
 
 
 class _Pool(NamedTuple):
-    """The kept rows of the marked buckets: a chain of blocks of eight rows a bucket.
+    """The kept rows of the marked buckets: each bucket has a chain of blocks of eight rows.
 
     Attributes:
-        head, tail, fill: the first and last block of every bucket, -1 where there is none, and rows in the last.
-        values, rows: of every place.
-        next: the block after each block, or -1.
+        head, tail, fill: for each bucket, the first and last block (-1 if there is none), and rows in the last block.
+        values, rows: fingerprint and row at each place.
+        next: the next block after each block, or -1.
     """
 
     head: I64
@@ -50,18 +50,19 @@ def _greedy(
         values: fingerprints in rank order.
         first: the first row with the same fingerprint.
         edges: `later << 32 | earlier`, ascending.
-        tables, counts: what makes the buckets; rows of the parts of each group, shape (groups, parts).
-        marked: the marked buckets, ascending; `marked_start` says where each table's start.
+        tables, counts: the tables, and the number of rows per part of each group, shape (groups, parts).
+        marked: the marked buckets, ascending; those of table t start at `marked_start[t]`.
         crowded: which rows are in a marked bucket.
         pool: the kept rows of the marked buckets.
-        row, used: the first row to visit, and blocks of the pool in use: 0 and 0, or what was returned.
+        row, used: the first row to visit, and the blocks of the pool in use: 0 and 0, or the returned values.
         keeper: int32 (n,), written.
 
     Returns:
-        The row that was not visited for want of room in the pool, n at the end; and blocks in use.
+        The first row that was not visited because the pool is full (n at the end), and the blocks in use.
     """
     near = np.uint64(distance)
-    masks, groups, firsts, first_lows, coarses, keys, key_lows, useds, lefts = tables  # once: it counts references
+    # Unpacked once, because each access counts references.
+    masks, groups, firsts, first_lows, coarses, keys, key_lows, useds, lefts = tables
     head, tail, fill, pool_values, pool_rows, pool_next = pool
     place = np.full(masks.size, -1, np.int64)
     edge = np.searchsorted(edges, np.uint64(row) << np.uint64(32))
@@ -130,7 +131,7 @@ def _greedy(
 def _visit(
     values: U64, first: I32, edges: U64, tables: Tables, counts: I64, marked: U64, crowded: U8, distance: int
 ) -> I32:
-    """The keeper of every row; gives the pool the room that it needs."""
+    """The keeper of each row; enlarges the pool if needed."""
     starts = np.searchsorted(marked, np.arange(tables.masks.size + 1, dtype=np.uint64) << np.uint64(48))
     room = _BLOCKS + tables.masks.size
     none = np.full(marked.size, -1, np.int64)
@@ -171,7 +172,7 @@ def _leading(bits: int) -> tuple[np.uint64, np.uint64]:
 
 
 class _Job(NamedTuple):
-    """The tables with one first block, and the parts of them that are looked through at a time."""
+    """Tables with the same first block, and the parts of them that are searched at once."""
 
     first_table: int
     last_table: int
@@ -180,13 +181,13 @@ class _Job(NamedTuple):
 
 
 def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) -> I32:
-    """The keeper of every row, int32 (n,): itself, or the earliest kept row within the distance.
+    """The keeper of each row, int32 (n,): itself, or the earliest kept row within the distance.
 
     Args:
         values: n < 2**31 fingerprints in rank order, uint64, contiguous.
-        distance: bits in which near rows may differ, 0 to 8.
-        threads: how many to use; the result does not depend on it.
-        k: the number of blocks, if it is not to be chosen here.
+        distance: maximum number of bits in which near rows differ, 0 to 8.
+        threads: number of threads; the result does not depend on it.
+        k: the number of blocks; chosen automatically if None.
     """
     n = values.size
     tables = search.make_tables(n, k or (search.choose_blocks(values, distance) if distance else 1), distance)
@@ -200,7 +201,7 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         counts = all_counts[group, : 1 << coarse]
         search.histogram(values, tables.firsts[table], tables.first_lows[table], *_leading(coarse), counts)
         jobs, part, total = [], 0, np.cumsum(counts)
-        share = min(scratch, -(-n // threads)) if group == 0 else scratch  # the first group has no other beside it
+        share = min(scratch, -(-n // threads)) if group == 0 else scratch  # the first group runs alone
         while part < counts.size:
             before = int(total[part - 1]) if part else 0
             last = max(part + 1, int(np.searchsorted(total, before + share, side="right")))
@@ -240,7 +241,7 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         )
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(look, layout(0)))  # says which rows are first: the others are not looked at again
+        found = list(pool.map(look, layout(0)))  # finds the first rows; the others are not searched again
         jobs = [job for jobs in pool.map(layout, range(1, len(ends))) for job in jobs]
         found += pool.map(look, jobs)
     if distance == 0:

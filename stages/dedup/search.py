@@ -1,19 +1,19 @@
-"""Pairs of near 64-bit fingerprints: all of them, and within a small multiple of the cost of a sort.
+"""Finds all pairs of near 64-bit fingerprints, at a small multiple of the cost of a sort.
 
-This is steps 1 and 2 of the way to greedy decisions, in which a row is dropped only if it lies within the distance of an
-earlier row that is kept; step 3 is in `greedy.py`.
+The decisions are greedy: a row is dropped only if it is within the distance of an earlier row that is kept. They take
+three steps. This module has steps 1 and 2; step 3 is in `greedy.py`.
 
-1. Rows with equal fingerprints count as one, so that boilerplate costs a look-up a row.
+1. Rows with equal fingerprints count as one, so that boilerplate costs one look-up per row.
 2. Two fingerprints within distance d agree on at least k - d of k blocks of bits (Manku et al., "Detecting
-   near-duplicates for web crawling", WWW 2007). For each choice of k - d blocks, a table, rows that agree on these blocks
-   are compared: this gives the edges of the graph of near rows. Tables that begin with the same block share the work:
-   the rows are dealt once into parts by that block, and each table then has its buckets in a part, within the cache. k is
+   near-duplicates for web crawling", WWW 2007). Each choice of k - d blocks is a table. Rows that agree on these blocks
+   are in the same bucket and are compared; this gives the edges of the graph of near rows. Tables with the same first
+   block share work: the rows are dealt once into parts by that block, and the buckets of a part fit the cache. k is
    chosen on a sample, so that buckets are small and tables few.
 3. Rows are visited in order; a row that has an edge to a kept row is dropped.
 
-A bucket that is large, or dense with edges, is not compared pairwise: it is marked, and consulted in step 3, where a
-row is compared with those rows of it that were kept. Kept rows are further than d from each other, so they are few
-where rows are dense, and neither time nor memory blows up.
+A bucket that is large or dense with edges is not compared pairwise. It is marked, and step 3 compares its rows only
+with the kept rows in it. Kept rows are further than d from each other, so dense buckets have few of them, and time and
+memory stay bounded.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-FINEST = 24  # log2 of the buckets of a part, at most
-_PART = 13  # log2 of the rows of a part: with its buckets, it fits the cache
+FINEST = 24  # log2 of the maximum number of buckets of a part
+_PART = 13  # log2 of the rows of a part: a part fits the cache, with its buckets
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
-_DENSE, _EDGES = 64, 4  # so many edges, and so many more a row, and a bucket is dense
+_DENSE, _EDGES = 64, 4  # a bucket is dense if it has more than _DENSE edges plus _EDGES edges per row
 _MARKED = -1
-# Nanoseconds, as measured: to deal a row into its part, to look it up in a table, to compare it with another.
+# Measured times in nanoseconds: to deal a row into its part, to look it up in a table, to compare it with another row.
 _DEAL, _LOOK, _COMPARE = 10.0, 5.0, 10.0
 
 
@@ -51,7 +51,7 @@ popcount: Any = intrinsic(_popcount)
 
 
 def blocks(k: int) -> list[tuple[int, int]]:
-    """The (lowest bit, width) of k blocks that share out 64 bits."""
+    """The (lowest bit, width) of k blocks that divide 64 bits."""
     edges = [64 * i // k for i in range(k + 1)]
     return [(a, b - a) for a, b in itertools.pairwise(edges)]
 
@@ -62,7 +62,7 @@ def _mask(k: int, chosen: tuple[int, ...]) -> int:
 
 
 def choose_blocks(fingerprints: U64, distance: int) -> int:
-    """The number of blocks that makes the search cheapest, judged by the buckets of a sample."""
+    """The number of blocks with the cheapest search, estimated from the buckets of a sample."""
     n = fingerprints.size
     sample = np.unique(fingerprints[:: max(1, n // 30_000)])
     best, best_cost = distance + 1, np.inf
@@ -70,7 +70,7 @@ def choose_blocks(fingerprints: U64, distance: int) -> int:
         tables = list(itertools.combinations(range(k), k - distance))
         if len(tables) > 512:
             break
-        # Compared pairs a row: of some tables, by the sample's collisions.
+        # Compared pairs per row, for some of the tables, estimated from the sample's collisions.
         compared, looked = 0.0, tables[:: max(1, len(tables) // 4)]
         for chosen in looked:
             mask = _mask(k, chosen)
@@ -86,18 +86,18 @@ def choose_blocks(fingerprints: U64, distance: int) -> int:
 
 
 class Tables(NamedTuple):
-    """How the tables see a fingerprint; arrays of one item a table. Those with the same first block are neighbours.
+    """Bits and hashes of each table, as arrays with one item per table. Tables with the same first block are adjacent.
 
     Attributes:
-        masks: the bits that the table looks at, uint64.
-        group: the number of its first block among those of all tables; int64.
-        firsts, first_lows: the bits of the first block, and the lowest of them. Their hash says which part a row is in;
+        masks: bits that the table compares; uint64.
+        group: number of the first block; int64.
+        firsts, first_lows: bits of the first block, and the lowest of them. Their hash determines the part of a row;
             uint64.
-        coarse: how many leading bits of that hash; int64.
-        keys, key_lows: the bits, and the lowest of them, whose hash says which bucket of the part: those that the rows of
-            a part do not share anyway; uint64.
-        used: leading bits of that hash that the part has used up; int64.
-        left: bits of the key that tell buckets of a part, at most; int64.
+        coarse: number of leading bits of that hash that are used; int64.
+        keys, key_lows: bits whose hash determines the bucket within a part, and the lowest of them. Bits that all rows
+            of a part share are left out; uint64.
+        used: number of leading bits of that hash that are already used for the part; int64.
+        left: maximum number of bits of the key that distinguish the buckets of a part; int64.
     """
 
     masks: U64
@@ -133,18 +133,18 @@ def _low(mask: int) -> int:
 
 @kernel(inline="always")
 def _hash(value: np.uint64, mask: np.uint64, low: np.uint64) -> np.uint64:
-    """A hash, of 63 bits, of the masked bits, the leading ones best. It spreads neighbours better than chance would.
+    """A 63-bit hash of the masked bits; its leading bits are the best. It spreads neighbours better than chance.
 
-    Strangers may meet in a bucket; friends do.
+    Values with equal masked bits share a bucket; other values may share one by chance.
     """
     return (((value & mask) >> low) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1)
 
 
 @kernel(inline="always")
 def fine_bits(left: int, rows: int) -> np.int64:
-    """The bits that tell the buckets of a part with so many rows: two to four buckets a row, where the key has the bits.
+    """The number of bits that distinguish the buckets of a part: two to four buckets per row, if the key has the bits.
 
-    It goes by the part's own rows, as a block of bits can be much the same in all texts.
+    It depends on the rows of the part, because a block of bits can be nearly the same in all texts.
     """
     bits = np.int64(1)
     while rows >> bits:
@@ -154,15 +154,15 @@ def fine_bits(left: int, rows: int) -> np.int64:
 
 @kernel
 def collapse(part_values: U64, part_rows: I32, starts: I64, sizes: I64, first: I32) -> None:
-    """Writes to `first` which row of the same fingerprint comes first, for every row of some parts, and leaves only these
-    rows in the parts: `sizes` says how many.
+    """For each row of some parts, writes the first row with the same fingerprint to `first`. Only these first rows stay
+    in the parts; their number is written to `sizes`.
 
-    Equal fingerprints are in one part, in their order; each part has a hash table that fits the cache.
+    Equal fingerprints are in one part, in row order. Each part has a hash table that fits the cache.
     """
     bits = 2
     while 1 << bits < 3 * sizes.max():
         bits += 1
-    owner = np.empty(1 << bits, np.int32)  # the place of a row in its part, counted from 1
+    owner = np.empty(1 << bits, np.int32)  # the place of a row in its part, from 1
     for p in range(sizes.size):
         bits = 2
         while 1 << bits < 3 * sizes[p]:
@@ -188,13 +188,13 @@ def collapse(part_values: U64, part_rows: I32, starts: I64, sizes: I64, first: I
 
 @kernel(inline="always")
 def number(value: np.uint64, mask: np.uint64, low: np.uint64, down: np.uint64, bits: np.uint64) -> np.uint64:
-    """Some of the bits of the hash, as a number: those of `bits`, after it is shifted down."""
+    """Bits of the hash as a number: the hash is shifted right by `down` and masked with `bits`."""
     return (_hash(value, mask, low) >> down) & bits
 
 
 @kernel
 def histogram(values: U64, mask: np.uint64, low: np.uint64, down: np.uint64, bits: np.uint64, counts: I64) -> None:
-    """Adds to `counts` how many values have each number."""
+    """Counts the values with each number, and adds the counts to `counts`."""
     for i in range(values.size):
         counts[np.int64(number(values[i], mask, low, down, bits))] += 1
 
@@ -204,18 +204,18 @@ def _meet(
     part: U64, key: np.uint64, low: np.uint64, down: np.uint64, fine: np.uint64, near: np.uint64,
     head: I32, chain: I32, meeting: I32,
 ) -> int:  # fmt: skip
-    """Puts the rows of a part into the buckets of a table, and writes to `meeting` which rows are to be looked at again.
+    """Puts the rows of a part into the buckets of a table, and writes the rows that must be compared to `meeting`.
 
     Args:
-        part: fingerprints, from place 1 on; place 0 is any value.
-        key, low, down, fine: what makes the bucket.
+        part: fingerprints, from place 1 on; place 0 may have any value.
+        key, low, down, fine: arguments of `number`, which gives the bucket.
         near: the distance.
-        head: zeros; the last row of each bucket, written.
-        chain: the row before it in its bucket, written; 0 where there is none.
+        head: all zero; the last row of each bucket, written.
+        chain: for each row, the previous row in its bucket, written; 0 if there is none.
 
     Returns:
-        How many rows are near one of the two rows before them in their bucket, or have more before them. Most rows are
-        alone or meet a stranger or two, so that this is a branch seldom taken.
+        The number of rows that are near one of the two previous rows in their bucket, or have more previous rows. Most
+        buckets have few rows and no near ones, so the branch is rarely taken.
     """
     meetings = 0
     for i in range(1, part.size):
@@ -235,15 +235,15 @@ def deal(
     values: U64, ids: I32, mask: np.uint64, low: np.uint64, down: np.uint64, bits: np.uint64, part: int, ends: I64,
     to: U64, rows: I32, only: I32,
 ) -> None:  # fmt: skip
-    """Deals values, in order, to where `ends` says that the part of their number goes on.
+    """Appends values, in order, to the parts of their numbers; `ends` has the next free place of each part.
 
-    Those of other parts go where the last item of `ends` says, over and over: a branch would be guessed wrong too often.
+    Values of other parts are all written to the place in the last item of `ends`: a branch would often be mispredicted.
 
     Args:
-        ids: what to write to `rows` for each value; its place, where empty.
-        mask, low, down, bits: what makes the number.
+        ids: the row to write to `rows` for each value; the index of the value if empty.
+        mask, low, down, bits: arguments of `number`.
         part: the number of the first part.
-        only: deals value i only if `only[i] == i`; all where empty.
+        only: if not empty, value i is dealt only if `only[i] == i`.
     """
     last = np.uint64(ends.size - 1)
     for i in range(values.size):
@@ -256,7 +256,7 @@ def deal(
 
 
 class _Scratch(NamedTuple):
-    """What the buckets of a part are kept in: see `_meet`; `found` counts near pairs, or says that a bucket is marked."""
+    """Scratch arrays for the buckets of a part, see `_meet`; `found` is the number of near pairs, or `_MARKED`."""
 
     head: I32
     found: I32
@@ -266,7 +266,7 @@ class _Scratch(NamedTuple):
 
 @kernel(inline="always")
 def _append(values: U64, count: int, value: np.uint64) -> U64:
-    """The array with one more item, in twice the room where there was none."""
+    """Appends an item to the array; doubles the size of the array if it is full."""
     if count == values.size:
         more = np.empty(2 * count, np.uint64)
         more[:count] = values
@@ -280,13 +280,13 @@ def _compare(
     some: U64, rows: I32, masks: U64, table: int, key: np.uint64, low: np.uint64, down: np.uint64, fine: int, base: int,
     near: np.uint64, scratch: _Scratch, crowded: U8, edges: U64, edge_count: int, marked: U64, mark_count: int,
 ) -> tuple[U64, int, U64, int]:  # fmt: skip
-    """Compares the rows of one part through one table.
+    """Compares the rows of one part in one table.
 
     Args:
         some, rows: fingerprints and rows, from place 1 on.
-        key, low, down, fine: what makes the bucket.
-        base: what the number of a marked bucket is added to.
-        edges, marked: with their counts, added to and returned.
+        key, low, down, fine: arguments of `number`, which gives the bucket; `fine` as a number of bits.
+        base: the upper bits of the number of a marked bucket.
+        edges, marked: arrays that are appended to and returned, with their counts.
     """
     head, found, chain, meeting = scratch
     mask, bits = masks[table], np.uint64((1 << fine) - 1)
@@ -306,7 +306,7 @@ def _compare(
         while j > 0:
             differ = value ^ some[j]
             if popcount(differ) <= near and differ & mask == 0:
-                known = False  # an earlier table sees this pair too
+                known = False  # an earlier table finds this pair too
                 for earlier in range(table):
                     if differ & masks[earlier] == 0:
                         known = True
@@ -342,21 +342,22 @@ def find_pairs(
     distance: int,
     crowded: U8,
 ) -> tuple[U64, U64]:
-    """Compares the rows of some parts through the tables `first_table` to `last_table - 1`.
+    """Compares the rows of some parts in the tables `first_table` to `last_table - 1`.
 
     Args:
-        tables: all tables; those looked through have their first block in common.
+        tables: all tables; those from `first_table` to `last_table - 1` have the same first block.
         part: the number of the first part.
-        counts: rows that are dealt to each part, be they first or not.
-        starts, sizes: where in `part_values` and `part_rows` each part starts, from 1, and its rows.
-        distance: bits in which near rows may differ.
+        counts: rows dealt to each part, including repeated fingerprints.
+        starts, sizes: for each part, its start in `part_values` and `part_rows` (from 1), and its number of rows.
+        distance: maximum number of bits in which near rows differ.
         crowded: 1 is written for the rows of marked buckets, uint8 (n,).
 
     Returns:
-        Edges as `later << 32 | earlier`, in no order; a pair that several tables see is given by the first. And the
-        buckets that were marked, as `table << 48 | part << FINEST | bucket`.
+        Edges as `later << 32 | earlier`, unordered; a pair that several tables find is returned by the first. And the
+        marked buckets, as `table << 48 | part << FINEST | bucket`.
     """
-    masks, _, _, _, _, keys, key_lows, useds, lefts = tables  # once: each time counts references
+    # Unpacked once, because each access counts references.
+    masks, _, _, _, _, keys, key_lows, useds, lefts = tables
     part_values[0] = 0
     edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
     edge_count, mark_count = 0, 0
@@ -369,8 +370,8 @@ def find_pairs(
         np.zeros(largest + 1, np.int32),
         np.empty(largest, np.int32),
     )
-    # A part that is much larger than others, as a block of bits can be the same in many texts, is dealt again for each
-    # table, by leading bits of the bucket, so that what is compared stays within the cache.
+    # A part can be much larger than others, because a block of bits can be the same in many texts. Such a part is dealt
+    # again for each table, by leading bits of the bucket, so that the compared rows fit the cache.
     widest = np.int64(0)
     for table in range(first_table, last_table):
         widest = max(widest, fine_bits(lefts[table], counts.max()))

@@ -1,10 +1,10 @@
-"""The normalised form of a text, its 64-bit SimHash and its exact hash, in kernels on Arrow buffers.
+"""Kernels on Arrow buffers for the normalised form of a text, its 64-bit SimHash and its exact hash.
 
 The normalised form is NFKC, case folded, without punctuation, symbols, white space and format characters, composed
-again (NFC): two texts that differ in these alone have the same one. Digits, letters, marks and unassigned or
-private characters stay. A text of which nothing would stay is its own normalised form. Each character is folded on
-its own (which differs from Unicode's NFKC_Casefold of a whole text only in the order of a combining iota, U+0345,
-among other marks) and the results are composed as NFC says, with marks in canonical order. The tables come from
+again (NFC). Texts that differ only in these have the same form. Digits, letters, marks and unassigned or private
+characters are kept. If no character would be kept, the text is its own normalised form. Each character is folded
+separately, and the results are composed by the rules of NFC, with marks in canonical order. This differs from Unicode's
+NFKC_Casefold of a whole text only in the order of a combining iota, U+0345, among other marks. The tables come from
 Python's `unicodedata`, whose version of Unicode is `UNICODE`.
 
 SimHash: Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002; for near-duplicates in
@@ -29,40 +29,40 @@ UNICODE = unicodedata.unidata_version
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
-Int = int | np.int64  # what a kernel counts with; plain int() would keep an unsigned type, and mixed types make floats
+Int = int | np.int64  # counters in kernels; int() would keep an unsigned type, and mixed types give floats
 U32 = npt.NDArray[np.uint32]
 
-_DROP = 0  # U+0000 is dropped itself, so 0 is free to say so
-_COMBINES = 1 << 30  # the character may reorder or compose with what stands before it
-_SEQUENCE = 1 << 29  # the low bits are a place in `sequences`
+_DROP = 0  # the character is dropped; 0 is free, because U+0000 is dropped too
+_COMBINES = 1 << 30  # the character may reorder or compose with previous characters
+_SEQUENCE = 1 << 29  # the low bits are an index into `sequences`
 _LOW = (1 << 29) - 1
-_LAST = 0xE1000  # beyond are private characters
+_LAST = 0xE1000  # later characters are private
 _HANGUL = range(0xAC00, 0xD7A4)  # syllables, which are composed by arithmetic
 _BLOCK = 64
 _KEPT_AS_THEY_ARE = frozenset(["Cn", "Co", "Cs"])  # categories: unassigned, private, surrogate
-# Fillers and variation selectors: letters and marks by category, and never seen.
+# Fillers and variation selectors: their category is letter or mark, but they are invisible.
 _UNSEEN = frozenset(
     [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)]
 ) | frozenset(range(0xE0100, 0xE01F0))
 
-SOURCE, TARGET = 1, 2  # start each feature's hash: one feature for each side
+SOURCE, TARGET = 1, 2  # start value of a feature's hash, which separates the two sides
 _BASE = 0x9E3779B97F4A7C15
 _FACTOR = 0xD6E8FEB86659FD93
 _MASK = (1 << 64) - 1
 
 
 class Tables(NamedTuple):
-    """What a kernel needs to normalise.
+    """Tables for normalisation in kernels.
 
     Attributes:
-        fold: int32[0x110000]; what becomes of a code point: 0 nothing, else the folded code point, or a place in
-            `sequences`, with the flag `_COMBINES` where composition must be looked at.
-        sequences: int32; at a place, the length, then the folded code points.
+        fold: int32[0x110000]; for each code point, 0 if it is dropped, else the folded code point or an index into
+            `sequences`, with the flag `_COMBINES` if it may compose.
+        sequences: int32; at each index, the length, then the folded code points.
         ccc: uint8[0x110000]; canonical combining classes.
-        pairs: int64 (m,), sorted; first << 32 | second of every canonical composition.
-        composed: int32 (m,); what each pair composes to.
-        parts: int64 (m,); the pairs ordered by what they compose to, and
-        whole: int32 (m,), sorted; that.
+        pairs: int64 (m,), sorted; first << 32 | second of each canonical composition.
+        composed: int32 (m,); the composition of each pair.
+        parts: int64 (m,); the pairs, sorted by their composition.
+        whole: int32 (m,), sorted; the composition of each pair in `parts`.
     """
 
     fold: I32
@@ -75,7 +75,7 @@ class Tables(NamedTuple):
 
 
 def fold_character(character: str) -> str:
-    """The folded form of one character, empty where it is dropped."""
+    """The folded form of one character, empty if it is dropped."""
     text = character
     while True:
         step = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -91,13 +91,13 @@ def _is_dropped(character: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """The normalised form of a text: what the kernels compute, in plain Python, for checks and single texts."""
+    """The normalised form of a text, as the kernels compute it, in plain Python; for checks and single texts."""
     return unicodedata.normalize("NFC", "".join(map(fold_character, text))) or text
 
 
 @functools.cache
 def tables() -> Tables:
-    """The tables, built once a process."""
+    """The tables, built once per process."""
     fold = np.arange(sys.maxunicode + 1, dtype=np.int32)
     ccc = np.zeros(fold.size, np.uint8)
     sequences: list[int] = [0]
@@ -105,7 +105,7 @@ def tables() -> Tables:
     seconds: set[int] = set()
     for start in range(0, _LAST, _BLOCK):
         block = "".join(map(chr, range(start, start + _BLOCK)))
-        # Most blocks hold nothing that folds or combines; asking this of each character would take a second.
+        # Most blocks have no character that folds or combines; a test of each character would take a second.
         if _KEPT_AS_THEY_ARE.issuperset(map(unicodedata.category, block)) or start in _HANGUL[::_BLOCK]:
             continue
         plain = block.isalnum() and block == block.casefold() == unicodedata.normalize("NFKD", block)
@@ -126,7 +126,7 @@ def tables() -> Tables:
                 first, second = (int(part, 16) for part in parts.split())
                 pairs.append((first << 32 | second, code))
                 seconds.add(second)
-    # Excluded compositions (as Bengali yya with its dot) fold to their parts, so that no table of them is needed.
+    # Excluded compositions (such as Bengali yya with its dot) fold to their parts, so they need no table.
     combines = ccc > 0
     combines[list(seconds)] = True
     combines[0x1161:0x1176] = combines[0x11A8:0x11C3] = True  # the vowels and finals of Hangul
@@ -149,7 +149,7 @@ def tables() -> Tables:
 
 @kernel
 def _compose(first: Int, second: Int, t: Tables) -> Int:
-    """What two characters compose to, or 0."""
+    """The composition of two characters, or 0."""
     if 0x1100 <= first < 0x1113 and 0x1161 <= second < 0x1176:
         return 0xAC00 + ((first - 0x1100) * 21 + (second - 0x1161)) * 28
     if 0xAC00 <= first < 0xD7A4 and (first - 0xAC00) % 28 == 0 and 0x11A8 <= second < 0x11C3:
@@ -163,7 +163,7 @@ def _compose(first: Int, second: Int, t: Tables) -> Int:
 
 @kernel
 def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
-    """Appends a character that may combine to `out[:size]`, a text in NFC, so that it is in NFC again; the new size."""
+    """Appends a character that may combine to the NFC text `out[:size]`, keeps it in NFC, and returns the new size."""
     start = size - 1
     while start > 0 and t.ccc[out[start]] != 0:
         start -= 1
@@ -171,14 +171,14 @@ def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
         out[0] = code
         return 1
     rank = np.int64(t.ccc[code])
-    if rank == 0:  # composes with the character right before it or not at all
+    if rank == 0:  # composes only with the character directly before it
         made = _compose(np.int64(out[size - 1]), code, t) if start == size - 1 else 0
         if made:
             out[size - 1] = made
             return size
         out[size] = code
         return size + 1
-    # Take the cluster apart, put the mark in its place, and compose again.
+    # Decompose the cluster, put the mark in its place, and compose again.
     tail = np.empty(4 * (size - start) + 4, np.int64)
     n = 0
     for i in range(start, size):
@@ -201,7 +201,7 @@ def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
             n += 1
     tail[n] = code
     n += 1
-    for i in range(1, n):  # insertion sort by class, stable; starters are walls
+    for i in range(1, n):  # stable insertion sort by class; marks do not move past starters
         j = i
         moving = tail[i]
         rank = np.int64(t.ccc[moving])
@@ -229,7 +229,7 @@ def _push(out: U32, size: Int, code: Int, t: Tables) -> Int:
 
 @kernel(inline="always")
 def _decode(data: U8, i: Int, end: Int) -> tuple[Int, Int]:
-    """The code point at `data[i]` that is not ASCII, and where the next one starts; U+FFFD where the text is cut."""
+    """The non-ASCII code point at `data[i]`, and the index of the next one; U+FFFD if the text is truncated."""
     byte = np.int64(data[i])
     length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2
     if i + length > end:
@@ -244,7 +244,7 @@ def _decode(data: U8, i: Int, end: Int) -> tuple[Int, Int]:
 def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     """Writes the normalised form of the UTF-8 text `data[start:end]` to `out` and returns its length.
 
-    `out` must hold 6 code points a byte, which is what the worst ligature needs.
+    `out` must have room for 6 code points per byte, which the longest ligature needs.
     """
     size: Int = 0
     i = start
@@ -253,7 +253,7 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
         if byte < 0x80:
             i += 1
             folded = t.fold[byte]
-            out[size] = folded  # without a branch: where words end cannot be guessed
+            out[size] = folded  # without a branch, because ends of words are hard to predict
             size += folded != _DROP
             continue
         code, i = _decode(data, i, end)
@@ -274,7 +274,7 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
             else:
                 out[size] = piece
                 size += 1
-    if size == 0:  # nothing but symbols: the text itself
+    if size == 0:  # only symbols: the text itself
         i = start
         while i < end:
             code = np.int64(data[i])
@@ -289,7 +289,7 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
 
 @kernel
 def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
-    """Exact 64-bit hash of `codes[:size]`: two chains of a multiplication for two characters, mixed at the end."""
+    """Exact 64-bit hash of `codes[:size]`: two chains, each with one multiplication per two characters, are mixed."""
     state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
     other = state ^ np.uint64(_MASK)
     i = 0
@@ -317,7 +317,7 @@ def feature_hash(marker: int, feature: str) -> int:
 
 @kernel(inline="always")
 def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
-    """The feature at i before it is mixed: the marker and n characters as the digits of a number to the base `_BASE`."""
+    """The feature at i before mixing: the marker and n characters as the digits of a number in base `_BASE`."""
     value = np.uint64(marker)
     for k in range(n):
         value = value * np.uint64(_BASE) + np.uint64(codes[i + k])
@@ -326,11 +326,11 @@ def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
 
 @kernel(inline="always")
 def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, lead: np.uint64) -> np.uint64:
-    """The feature at i + 1 from that at i: the first character and the marker go, one character comes.
+    """The feature at i + 1, from the feature at i: removes the first character and appends the next one.
 
     Args:
-        weight: `_BASE ** n`, the weight that the first character has by then.
-        lead: the marker with its weight, less what one step more makes of it.
+        weight: `_BASE ** n`, the weight of the first character after the multiplication.
+        lead: correction that keeps the weight of the marker.
     """
     value = value * np.uint64(_BASE) + lead
     return value - np.uint64(codes[i]) * weight + np.uint64(codes[i + n])
@@ -338,8 +338,8 @@ def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, 
 
 @kernel(inline="always")
 def _add(planes: U64, level: int, top: int, bits: np.uint64) -> None:
-    """Adds 2**level to the counters of the set bits, of which none needs a plane beyond `top`. Counter b is spread over
-    bit b of all planes. The carry runs to the end: where it dies out cannot be guessed."""
+    """Adds 2**level to the counters of the set bits. No counter needs a plane beyond `top`. Counter b is bit b of all
+    planes. The carry always runs to the last plane, because its end is hard to predict."""
     for k in range(level, top):
         carry = planes[k] & bits
         planes[k] ^= bits
@@ -348,17 +348,17 @@ def _add(planes: U64, level: int, top: int, bits: np.uint64) -> None:
 
 @kernel
 def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before: Int) -> Int:
-    """Counts the features of one text: its character n-grams, or the whole text where it is shorter than n.
+    """Counts the features of one text: its character n-grams, or the whole text if it is shorter than n.
 
-    The 64 counters are kept as bit planes, so that one feature costs a few operations on whole words: three planes
-    are fed by carry-save adders from eight features at a time, the rest by carries.
+    The 64 counters are stored as bit planes, so that one feature costs a few operations on whole words. Carry-save
+    adders add eight features at a time to the first three planes; carries go to the other planes.
 
     Args:
         codes: the normalised text in `codes[:size]`.
         n: characters of a feature.
-        marker: says which side the text is.
+        marker: the side of the text, `SOURCE` or `TARGET`.
         planes: uint64[40], the counters, added to.
-        before: features that the planes count already.
+        before: number of features already counted in the planes.
 
     Returns:
         The number of features.
@@ -374,7 +374,7 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before
     weight = np.uint64(1)
     for _ in range(n):
         weight *= np.uint64(_BASE)
-    # value * _BASE + lead: the marker's weight stays what it was.
+    # value * _BASE + lead keeps the weight of the marker.
     lead = np.uint64(marker) * weight - np.uint64(marker) * weight * np.uint64(_BASE)
     value = _gram(codes, 0, n, marker)
     ones, twos, fours = planes[0], planes[1], planes[2]
@@ -430,7 +430,7 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before
 
 @kernel
 def majority(planes: U64, count: Int) -> np.uint64:
-    """The fingerprint: the bits that more than half of `count` features have (a tie is 0, as in `simhash`)."""
+    """The fingerprint: the bits that are set in more than half of `count` features (a tie is 0, as in `simhash`)."""
     least = np.uint64(count // 2 + 1)
     above, equal = np.uint64(0), ~np.uint64(0)
     for level in range(planes.size - 1, -1, -1):
@@ -454,10 +454,10 @@ def fingerprints(
     fingerprint: U64,
     text_hash: U64,
 ) -> None:
-    """Fingerprint and exact hash of every row.
+    """Fingerprint and exact hash of each row.
 
     Args:
-        src_offsets, src, tgt_offsets, tgt: the two sides as `string_buffers` gives them.
+        src_offsets, src, tgt_offsets, tgt: the two sides, as `string_buffers` returns them.
         sides: 1 source, 2 target, 3 both.
         n: characters of a feature.
         t: the folding tables.

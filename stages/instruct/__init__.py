@@ -1,6 +1,6 @@
-"""Stage `instruct`: renders rows as instruction examples, in the directions and the format asked, and shuffles them.
+"""Stage `instruct`: renders rows as instruction examples in the chosen directions and format, and shuffles them.
 
-Only rows whose text cannot be taken for the control tokens of a chat template are let through, whatever ran before.
+Rows whose text can be read as control tokens of a chat template are always dropped, even if earlier stages kept them.
 """
 
 from __future__ import annotations
@@ -57,31 +57,31 @@ class InstructSettings(StageSettings):
     `alpaca` (`instruction`, `input`, `output`) or `sharegpt` (`conversations` of `from` and `value`)."""
 
     directions: Direction | dict[str, Direction] = "both"
-    """Directions that a row is used in: `both`, `forward` (from src to tgt: out of English) or `backward`. Or a table
-    by pair, where a pair's `forward` is the order it is written in, and the key `default` stands for all others."""
+    """Translation directions: `both`, `forward` (from src to tgt: out of English) or `backward`. Or a table by pair:
+    `forward` then follows the order of languages in the key, and the key `default` stands for all other pairs."""
 
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_TEMPLATES
-    """Prompts, one of which is chosen by a seeded hash of the row. Each holds `{text}` once, `{target_language}`, and
-    `{source_language}` if wanted."""
+    """Prompts. A seeded hash of the row selects one. Each must contain `{text}` once and `{target_language}`;
+    `{source_language}` is optional."""
 
     system: Annotated[str, Field(min_length=1)] | None = None
-    """System prompt of every example; it may hold `{source_language}` and `{target_language}`."""
+    """System prompt of each example; it may contain `{source_language}` and `{target_language}`."""
 
     validation: Annotated[int, Field(ge=0)] = 0
-    """Rows split off for validation, with all their examples, by seeded hash."""
+    """Number of rows for the validation split, with all their examples, selected by a seeded hash."""
 
     container: Literal["parquet", "jsonl"] = "parquet"
     """File format of the mix."""
 
     shard_rows: Annotated[int, Field(ge=1)] = 250_000
-    """Examples in one file of the mix."""
+    """Examples per file of the mix."""
 
     forbidden: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Further text that no row may hold, as the special tokens of a tokenizer (see `special_tokens`). The tokens of
-    published chat templates are always refused."""
+    """More text that no row may contain, such as the special tokens of a tokenizer (see `special_tokens`). Rows with
+    tokens of published chat templates are always dropped."""
 
     carry: tuple[str, ...] = ("quality",)
-    """Further columns of the rows that the examples carry, where they are there."""
+    """More columns of the rows that are copied to the examples, if present."""
 
     @field_validator("directions")
     @classmethod
@@ -102,23 +102,23 @@ class InstructSettings(StageSettings):
         _templates.check_slots(self.system or "")
         for text in (*self.templates, self.system or ""):
             if _tokens.token_mask(pa.array([text], pa.string()), self.forbidden)[0]:
-                raise ValueError(f"{text!r} holds a control token of a chat template")
+                raise ValueError(f"{text!r} contains a control token of a chat template")
         return self
 
 
 def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), seed: int = 1) -> Outcome:
-    """Makes a table of rows into shuffled examples.
+    """Converts a table of rows to shuffled examples.
 
     Args:
-        table: n rows `src tgt src_lang tgt_lang`, with `source shard row` if they are known; `copies` (integer; once
-            where the column is missing) says how often a row is used.
+        table: n rows `src tgt src_lang tgt_lang`, with `source shard row` if known; `copies` (integer) is the number of
+            times that a row is used, 1 if the column is missing.
         settings: the stage's settings.
-        seed: decides templates, order and validation rows, together with a row's provenance. Without provenance a
-            row is known by its position.
+        seed: determines templates, order and validation rows, together with each row's provenance (its position if that
+            is unknown).
 
     Returns:
-        kept: one row an example, as `format_examples` gives it, in order of the seeded hash of row, direction and copy;
-        with `validation` also `split` (`train` or `validation`). dropped: the rows for `REASONS`.
+        kept: one row per example, as from `format_examples`, in order of the seeded hash of row, direction and copy;
+        with `validation` also `split` (`train` or `validation`). dropped: rows with a reason of `REASONS`.
 
     Examples:
         >>> table = pa.table({"src": ["bread"], "tgt": ["Brot"], "src_lang": ["en"], "tgt_lang": ["de"]})
@@ -140,10 +140,10 @@ def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), s
 
 
 def screen(table: pa.Table, settings: InstructSettings) -> npt.NDArray[np.uint8]:
-    """Verdict on n rows, shape (n,): 0 goes on, k > 0 is refused for `REASONS[k - 1]`.
+    """Verdict on n rows, shape (n,): 0 if the row is kept, k > 0 if it is dropped for `REASONS[k - 1]`.
 
-    A row is refused if a side holds a control token of a chat template or a `forbidden` string, also one that would
-    arise where the text meets a template, and if a side is blank.
+    A row is dropped if a side contains a control token of a chat template or a `forbidden` string, if such a token
+    would form between the text and a template, or if a side is blank.
     """
     tokens = np.zeros(table.num_rows, np.bool_)
     blank = np.zeros(table.num_rows, np.bool_)
@@ -158,12 +158,12 @@ def screen(table: pa.Table, settings: InstructSettings) -> npt.NDArray[np.uint8]
 
 
 def validation_mask(keys: U64 | pa.Table, n: int, seed: int) -> npt.NDArray[np.bool_]:
-    """The n rows to split off for validation: those of lowest seeded hash, or all where there are no more than n.
+    """Selects n rows for validation: those with the lowest seeded hash, or all rows if there are at most n.
 
     Args:
-        keys: a key for each of m rows (as `corpusprep.arrow.row_keys` gives), or the table of the rows.
-        n: rows wanted.
-        seed: makes the choice independent of the keys' own order, by which rows may have been selected before.
+        keys: a key for each of m rows (from `corpusprep.arrow.row_keys`), or the table of the rows.
+        n: number of rows to select.
+        seed: makes the selection independent of the keys' own order, by which rows may have been selected before.
 
     Returns:
         bool of shape (m,), min(n, m) of them true.
@@ -183,35 +183,35 @@ def render(table: pa.Table, settings: InstructSettings, seed: int) -> pa.Table:
     """The examples of a table, in order of row, direction and copy.
 
     Args:
-        table: n rows, as `instruct` takes them; every row is rendered, also one that `screen` refuses.
+        table: n rows, as for `instruct`; each row is rendered, even if `screen` would drop it.
         settings: the stage's settings.
-        seed: decides templates and keys.
+        seed: determines templates and keys.
 
     Returns:
-        One row an example: `prompt` (the user's message), `completion` (the answer), `system` if there is one,
+        One row per example: `prompt` (the user's message), `completion` (the answer), `system` if there is one,
         `src_lang` and `tgt_lang` of the row, `direction` (`en-sw`), `template` (int32, index into the setting), `copy`
-        (int32, from 0), `key` (uint64, the order of the shuffle), and of the row what is there of `source shard row
-        tokens` and the columns to carry.
+        (int32, from 0), `key` (uint64, the order of the shuffle). If the row has them, also `source shard row tokens`
+        and the columns of `carry`.
     """
     examples = Examples(table, settings, seed)
     return pa.concat_tables(examples.rendered(np.arange(examples.row.size)))
 
 
 def format_examples(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
-    """Examples as `render` gives them, in the columns of the chosen format.
+    """Converts examples from `render` to the columns of the chosen format.
 
     Returns:
-        The format's columns, then `src_lang tgt_lang direction template copy` and what is there of `source shard row`
-        and the columns to carry. `prompt_completion` and `alpaca` have a column `system` if there is a system prompt.
+        The format's columns, then `src_lang tgt_lang direction template copy` and, if present, `source shard row` and
+        the columns of `carry`. `prompt_completion` and `alpaca` have a column `system` if there is a system prompt.
     """
     return pa.concat_tables([_format.format_batch(piece, settings) for piece in _text.pieces(rendered)])
 
 
 def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:
-    """The source row of every example, exactly.
+    """Recovers the source row of each example exactly.
 
     Args:
-        examples: n examples in the format of `settings`, as `instruct` made them with the same templates.
+        examples: n examples that `instruct` made with the format and the templates of `settings`.
         settings: the settings that made them.
 
     Returns:

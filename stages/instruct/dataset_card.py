@@ -1,4 +1,4 @@
-"""The dataset card of the mix: a README.md that `datasets` reads the files from, and people the facts."""
+"""The dataset card of the mix: a README.md that lists the files for `datasets` and the facts for readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What the mix holds of one pair: rows of bitext, examples made of them, tokens of the examples."""
+    """Counts of one pair in the mix: rows of bitext, their examples, tokens of the examples."""
 
     rows: int
     examples: int
@@ -30,18 +30,18 @@ class PairFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says.
+    """Content of a card.
 
     Attributes:
-        name: of the mix.
-        pairs: by pair (`en-sw`).
+        name: name of the mix.
+        pairs: counts by pair (`en-sw`).
         files: glob patterns by split (`train`, `validation`), relative to the card.
-        examples: by split.
+        examples: number of examples by split.
         format, container: as in the settings of `instruct`.
-        sources: one line a source, as the recipe's author would name it.
-        tokenizer: its name, or None where tokens are an estimate from bytes.
-        budget: tokens asked for, or None.
-        seed: of the run.
+        sources: one line per source.
+        tokenizer: name of the tokenizer, or None if tokens are estimated from bytes.
+        budget: requested tokens, or None.
+        seed: seed of the run.
     """
 
     name: str
@@ -57,7 +57,7 @@ class CardFacts:
 
 
 def card(facts: CardFacts) -> str:
-    """The text of README.md, with the YAML front matter by which `datasets.load_dataset(folder)` finds every split."""
+    """The text of README.md, with the YAML front matter from which `datasets.load_dataset(folder)` reads the splits."""
     total = sum(facts.examples.values())
     sides = sorted({side for pair in facts.pairs for side in pair.split("-")})
     languages = sorted({codes.language_of(side) for side in sides})
@@ -88,7 +88,7 @@ def card(facts: CardFacts) -> str:
         f"{sum(pair.rows for pair in facts.pairs.values()):,} sentence pairs in {len(sides)} languages"
         + (f", {sum(t for t in tokens if t is not None):,} tokens ({counted})." if has_tokens else "."),
         "",
-        *([f"The budget asked for was {facts.budget:,} tokens.", ""] if facts.budget is not None else []),
+        *([f"The requested budget was {facts.budget:,} tokens.", ""] if facts.budget is not None else []),
         "## Use",
         "",
         "```python",
@@ -106,10 +106,10 @@ def card(facts: CardFacts) -> str:
         "## Fields",
         "",
         f"- {_FIELDS.get(facts.format, facts.format)}: the example.",
-        "- `src_lang`, `tgt_lang`: the languages of the sentence pair; `direction`: from which into which this example "
-        "translates.",
-        "- `source`, `shard`, `row`: where the sentence pair came from.",
-        "- `template`, `copy`: which prompt was used, and which repetition of the pair this is.",
+        "- `src_lang`, `tgt_lang`: the languages of the sentence pair; `direction`: the translation direction of this "
+        "example.",
+        "- `source`, `shard`, `row`: the origin of the sentence pair.",
+        "- `template`, `copy`: the index of the prompt, and of the repetition of the sentence pair.",
         "",
         "## Language pairs",
         "",
@@ -126,15 +126,15 @@ def card(facts: CardFacts) -> str:
         "",
         *[f"- {source}" for source in facts.sources],
         *([""] if facts.sources else []),
-        "The text is that of the sources, and so is its licence: see the terms of each source before you share this "
-        "set, and then set `license` above.",
+        "The text comes from the sources and has their licences. Check the terms of each source before you share this "
+        "dataset, then set `license` above.",
         "",
-        f"All of it follows from the recipe, the sources and the seed ({facts.seed}): see the run's `manifest.json`.",
+        f"The recipe, the sources and the seed ({facts.seed}) determine the dataset; see the run's `manifest.json`.",
         "",
     ]
     return "\n".join([*front, *body])
 
 
 def _quoted(text: str) -> str:
-    """A YAML string: JSON's quoting is YAML's too, and keeps `no` from being read as false."""
+    """A YAML string with JSON quoting, which is valid YAML; without quotes, `no` would be read as false."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Rows to examples: which examples a row gives, with which template, under which key, and their text."""
+"""Converts rows to examples: directions, copies, templates, keys, and text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["both", "forward", "backward"]
 
-# What a row's key is mixed with for each purpose, so that the choices are independent of each other.
+# Salts that are mixed with a row's key, one per purpose, so that the choices are independent of each other.
 _DIRECTION_SALT, _TEMPLATE_SALT, VALIDATION_SALT = 1, 8, 0x56414C
 
 
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         sides: the codes of both sides of each pair.
-        code: which pair each row is of, int32 of shape (n,).
+        code: index of each row's pair, int32 of shape (n,).
     """
 
     sides: list[tuple[str, str]]
@@ -42,14 +42,14 @@ class Pairs(NamedTuple):
 
 
 class Examples:
-    """The examples of a table, as arrays over them in order of row, direction and copy.
+    """The examples of a table as arrays, in order of row, direction and copy.
 
     Attributes:
         row: index of the example's row, int64.
-        backward: 1 where it translates from tgt to src, int8.
-        copy: which of the row's copies it is, from 0, int32.
-        template: index of its template, int32.
-        key: its place in the shuffle, uint64.
+        backward: 1 if the example translates from tgt to src, int8.
+        copy: number of the row's copy, from 0, int32.
+        template: index of the template, int32.
+        key: sort key of the shuffle, uint64.
     """
 
     def __init__(self, table: pa.Table, settings: InstructSettings, seed: int) -> None:
@@ -68,13 +68,13 @@ class Examples:
         self.backward: npt.NDArray[np.int8] = (entry % 2).astype(np.int8)
         keys = keys_of_rows(table, seed)[self.row]
         self.key: U64 = combine(combine(keys, self.backward + _DIRECTION_SALT), self.copy)
-        # A row's copies go through the templates in turn: none comes twice before all have come.
+        # A row's copies use the templates in turn: no template is used twice before all are used.
         count = len(settings.templates)
         first = (combine(keys, self.backward + _TEMPLATE_SALT) % np.uint64(count)).astype(np.int64)
         self.template: npt.NDArray[np.int32] = ((first + self.copy) % count).astype(np.int32)
 
     def shuffled(self) -> Ints:
-        """The order of the keys, equal ones by provenance: it does not depend on the order of the rows."""
+        """Indices of the examples, sorted by key, then by provenance: the order of the rows does not matter."""
         order = np.argsort(self.key, kind="stable")
         ranked = self.key[order]
         names = [name for name in PROVENANCE if name in self.table.column_names]
@@ -86,7 +86,7 @@ class Examples:
         return ranks.to_numpy().astype(np.int64)
 
     def rendered(self, order: Ints, piece_bytes: int = text.PIECE_BYTES) -> Iterator[pa.Table]:
-        """The examples of these indices, in bounded pieces; at least one piece, which may be empty."""
+        """Renders the examples with these indices, in pieces of bounded size; at least one, which may be empty."""
         n = self.table.num_rows
         texts = pa.concat_arrays([text.large(self.table["src"]), text.large(self.table["tgt"])])
         sizes = text.byte_lengths(texts)
@@ -120,7 +120,7 @@ class Examples:
 
 
 def keys_of_rows(table: pa.Table, seed: int) -> U64:
-    """The seeded hash of each row's provenance, or of its position where that is not known, shape (n,)."""
+    """The seeded hash of each row's provenance, or of its position if the provenance is unknown, shape (n,)."""
     if all(name in table.column_names for name in PROVENANCE):
         return row_keys(table, seed)
     return combine(np.full(table.num_rows, seed, np.uint64), np.arange(table.num_rows))
@@ -135,7 +135,7 @@ def pairs_of(table: pa.Table) -> Pairs:
 
 
 def all_halves(sides: list[tuple[str, str]], settings: InstructSettings) -> tuple[pa.Array[Any], pa.Array[Any]]:
-    """What stands before and after the text, by (pair * 2 + backward) * templates + template."""
+    """The prompt before and after the text, indexed by (pair * 2 + backward) * templates + template."""
     parts = [halves(template) for template in settings.templates]
     filled = [(fill(before, *names), fill(after, *names)) for names in _names(sides) for before, after in parts]
     return tuple(_strings(both[at] for both in filled).cast(pa.large_string()) for at in (0, 1))  # type: ignore[return-value]
@@ -152,14 +152,14 @@ def _directions(sides: list[tuple[str, str]], asked: Direction | Mapping[str, Di
             named[a, b], named[b, a] = direction, turned[direction]
     plain = [(codes.canonical(a), codes.canonical(b)) for a, b in sides]
     chosen = [named.get(pair, named.get(same, default)) for pair, same in zip(sides, plain, strict=True)]
-    # Two sides of one language have no direction to tell apart: such rows are used once.
+    # If both sides have the same language, there is only one direction: such rows are used once.
     forward = [direction != "backward" or a == b for direction, (a, b) in zip(chosen, sides, strict=True)]
     backward = [direction != "forward" and a != b for direction, (a, b) in zip(chosen, sides, strict=True)]
     return np.array(forward, np.bool_), np.array(backward, np.bool_)
 
 
 def _names(sides: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Names of the source and the target language, by pair * 2 + backward."""
+    """Names of the source and the target language, indexed by pair * 2 + backward."""
     for a, b in sides:
         yield language_name(a), language_name(b)
         yield language_name(b), language_name(a)

@@ -1,4 +1,4 @@
-"""Examples to the fields of each format, and back to the rows that they came from."""
+"""Converts examples to the fields of each format, and back to their source rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIELDS = {
 
 
 def format_batch(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
-    """Examples as `render` gives them, in the columns of the format."""
+    """Converts examples from `render` to the columns of the format."""
     columns: dict[str, Any] = {}
     system = [rendered["system"]] if "system" in rendered.column_names else []
     if settings.format in _CHATS:
@@ -54,12 +54,12 @@ def format_batch(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
 
 
 def invert_batch(examples: pa.Table, settings: InstructSettings) -> pa.Table:
-    """The source row of every example; see `instruct.invert`."""
+    """Recovers the source row of each example; see `instruct.invert`."""
     fields = _FIELDS[settings.format]
     missing = sorted({*fields, "src_lang", "tgt_lang", "direction", "template"} - set(examples.column_names))
     if missing:
         raise RunError(
-            f"The examples have no {', '.join(missing)}. Give those that were made in format {settings.format}."
+            f"The examples have no column {', '.join(missing)}. Give examples in the format {settings.format}."
         )
     frame = _halves(examples, settings)
     if settings.format in _CHATS:
@@ -91,7 +91,7 @@ def invert_batch(examples: pa.Table, settings: InstructSettings) -> pa.Table:
 
 
 def _chat(contents: Sequence[text.Strings], speakers: tuple[str, ...], fields: tuple[str, str]) -> pa.Array[Any]:
-    """One list of turns an example, from a column for each turn."""
+    """One list of turns per example, from one column per turn."""
     n, k = len(contents[0]), len(contents)
     index = (np.arange(n)[:, None] + n * np.arange(k)[None, :]).ravel()
     content = pa.concat_arrays([text.large(column) for column in contents]).take(index).cast(pa.string())
@@ -101,7 +101,7 @@ def _chat(contents: Sequence[text.Strings], speakers: tuple[str, ...], fields: t
 
 
 def _alpaca(rendered: pa.Table, settings: InstructSettings) -> tuple[text.Strings, text.Strings]:
-    """Instruction and input: where the text ends the prompt it is the input, else the instruction holds it."""
+    """Instruction and input: if the prompt ends with the text, the text is the input, else it is in the instruction."""
     frame = _halves(rendered, settings).with_columns(prompt=text.series(rendered["prompt"]))
     apart = pl.col("after") == ""
     parts = frame.select(
@@ -112,21 +112,23 @@ def _alpaca(rendered: pa.Table, settings: InstructSettings) -> tuple[text.String
 
 
 def _between() -> pl.Expr:
-    """What is left of `prompt` without as many characters as `before` and `after` have."""
+    """`prompt` without its first and last characters, as many as `before` and `after` have."""
     before, after = pl.col("before").str.len_chars().cast(pl.Int64), pl.col("after").str.len_chars().cast(pl.Int64)
     length = pl.col("prompt").str.len_chars().cast(pl.Int64) - before - after
     return pl.col("prompt").str.slice(before, pl.max_horizontal(length, 0))
 
 
 def _halves(examples: pa.Table, settings: InstructSettings) -> pl.DataFrame:
-    """For each example `before` and `after`, the halves of its template, and whether it goes `forward`."""
+    """For each example, the halves of its template, `before` and `after`, and whether its direction is `forward`."""
     pairs = pairs_of(examples)
     straight = text.series(examples["src_lang"]) + "-" + text.series(examples["tgt_lang"])
     forward = text.series(examples["direction"]) == straight
     template = examples["template"].to_numpy().astype(np.int64)
     count = len(settings.templates)
     if template.size and not 0 <= template.min() <= template.max() < count:
-        raise RunError(f"The examples use more templates than the {count} of the settings. Give those that made them.")
+        raise RunError(
+            f"The examples use more templates than the {count} of the settings. Give the settings that made them."
+        )
     which = (pairs.code.astype(np.int64) * 2 + ~forward.to_numpy()) * count + template
     before, after = (text.series(half.take(which)) for half in all_halves(pairs.sides, settings))
     return pl.DataFrame({"before": before, "after": after, "forward": forward})

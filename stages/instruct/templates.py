@@ -1,11 +1,11 @@
-"""Prompt templates: the built-in set, their check, and their two halves around the text."""
+"""Prompt templates: the built-in set, checks of templates, and the two halves of a template around the text."""
 
 from __future__ import annotations
 
 import re
 
-# Every template states the task in full, so that a model meets many wordings of one request. The text stands on lines
-# of its own: it keeps the token boundaries that it has alone, and no control token can arise where it meets a template.
+# Each template states the task in full, so that a model sees many wordings of one request. The text is on separate
+# lines: its token boundaries do not change, and no control token can form between the text and the template.
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "Translate the following text from {source_language} to {target_language}.\n\n{text}",
     "Translate this {source_language} text into {target_language}:\n{text}",
@@ -30,24 +30,24 @@ _LANGUAGE_SLOTS = ("source_language", "target_language")
 
 
 def check_template(template: str) -> None:
-    """Refuses a template that cannot be rendered and inverted.
+    """Rejects a template that cannot be rendered and inverted.
 
     Raises:
-        ValueError: `{text}` is not there exactly once, `{target_language}` is missing, or a slot is not known.
+        ValueError: `{text}` does not occur exactly once, `{target_language}` is missing, or a slot is unknown.
     """
     slots = _SLOT.findall(template)
     if slots.count("text") != 1:
-        raise ValueError(f"the template {template!r} must hold {{text}} exactly once")
+        raise ValueError(f"the template {template!r} must contain {{text}} exactly once")
     if "target_language" not in slots:
-        raise ValueError(f"the template {template!r} must hold {{target_language}}")
+        raise ValueError(f"the template {template!r} must contain {{target_language}}")
     check_slots(template, ("text", *_LANGUAGE_SLOTS))
 
 
 def check_slots(text: str, allowed: tuple[str, ...] = _LANGUAGE_SLOTS) -> None:
-    """Refuses `{name}` for a name that is not a slot.
+    """Rejects a text that contains `{name}` for a name that is not a slot.
 
     Raises:
-        ValueError: a slot is not known.
+        ValueError: a slot is unknown.
     """
     for slot in _SLOT.findall(text):
         if slot not in allowed:
@@ -56,12 +56,12 @@ def check_slots(text: str, allowed: tuple[str, ...] = _LANGUAGE_SLOTS) -> None:
 
 
 def halves(template: str) -> tuple[str, str]:
-    """What stands before and after `{text}`. The text itself is never searched for slots."""
+    """The parts of the template before and after `{text}`. The text itself is never searched for slots."""
     before, _, after = template.partition("{text}")
     return before, after
 
 
 def fill(text: str, source_language: str, target_language: str) -> str:
-    """The text with its language slots filled, in one pass, so that a name is never taken for a slot."""
+    """Fills the language slots of a text in one pass, so that a name is never read as a slot."""
     names = {"source_language": source_language, "target_language": target_language}
     return _SLOT.sub(lambda match: names.get(match[1], match[0]), text)

@@ -1,4 +1,4 @@
-"""String columns between Arrow and Polars, and cuts by bytes: an Arrow `string` column holds at most 2 GiB a chunk."""
+"""Converts string columns between Arrow and Polars, and splits them: an Arrow `string` chunk has at most 2 GiB."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     Strings: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]
 
 PIECE_BYTES = 1 << 28
-"""Text that is rendered or formatted at once."""
+"""Bytes of text that are rendered or formatted at once."""
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """The table without `string_view` columns, which Arrow cannot take rows of; they become `large_string`."""
+    """Converts `string_view` columns to `large_string`, because Arrow cannot take rows of `string_view`."""
     for at, field in enumerate(table.schema):
         if pa.types.is_string_view(field.type):
             table = table.set_column(at, field.name, table.column(at).cast(pa.large_string()))
@@ -29,17 +29,17 @@ def plain(table: pa.Table) -> pa.Table:
 
 
 def series(column: Strings) -> pl.Series:
-    """A Polars series of any Arrow string column; null is empty."""
+    """A Polars series from any Arrow string column; null becomes empty text."""
     return pl.Series(pl.from_arrow(column)).cast(pl.String).fill_null("")
 
 
 def arrow(column: pl.Series) -> Strings:
-    """An Arrow `string` column of a Polars series."""
+    """An Arrow `string` column from a Polars series."""
     return narrow(large(column.to_arrow()))
 
 
 def large(column: Strings) -> pa.Array[Any]:
-    """One `large_string` array of any Arrow string column; null is empty."""
+    """One `large_string` array from any Arrow string column; null becomes empty text."""
     whole = column.cast(pa.large_string())
     if isinstance(whole, pa.ChunkedArray):
         whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], pa.large_string())
@@ -53,7 +53,7 @@ def narrow(column: pa.Array[Any]) -> Strings:
 
 
 def integers(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.int64]:
-    """An integer column as int64; null is 0."""
+    """An integer column as int64; null becomes 0."""
     return pl.Series(pl.from_arrow(column)).cast(pl.Int64).fill_null(0).to_numpy()
 
 
@@ -73,7 +73,7 @@ def join(before: pa.Array[Any], middle: pa.Array[Any], after: pa.Array[Any]) -> 
 
 
 def slices(sizes: npt.NDArray[np.integer[Any]], limit: int = PIECE_BYTES) -> list[tuple[int, int]]:
-    """Cuts n items into runs of at most `limit` bytes, or of one item; at least one run, which may be empty."""
+    """Splits n items into runs of at most `limit` bytes, or of one item; at least one run, which may be empty."""
     ends = np.cumsum(sizes, dtype=np.int64)
     cuts = [0]
     while cuts[-1] < ends.size:
@@ -83,7 +83,7 @@ def slices(sizes: npt.NDArray[np.integer[Any]], limit: int = PIECE_BYTES) -> lis
 
 
 def pieces(table: pa.Table) -> list[pa.Table]:
-    """The table cut where it is large, each piece in one chunk; at least one, which may be empty."""
+    """Splits a large table into pieces of one chunk each; at least one piece, which may be empty."""
     if table.nbytes <= PIECE_BYTES:
         return [table.combine_chunks()]
     rows = max(1, table.num_rows * PIECE_BYTES // table.nbytes)

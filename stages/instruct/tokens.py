@@ -1,4 +1,4 @@
-"""Text that a tokenizer would read as the control tokens of a chat template."""
+"""Finds text that a tokenizer would read as control tokens of a chat template."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Mask: TypeAlias = npt.NDArray[np.bool_]
     Strings: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]
 
-# `<|…|>` of any kind, also with the full-width signs that DeepSeek's tokens use and that NFKC folds to ASCII, and the
-# halves `<|name>` and `<name|>`. The rest are the tokens of published chat templates and tokenizers by name; those in
-# angle brackets in any case, those in square brackets as they are written, since prose has square brackets too.
+# Any `<|…|>`, also with the full-width characters of DeepSeek's tokens, which NFKC folds to ASCII, and the halves
+# `<|name>` and `<name|>`. The other patterns are tokens of published chat templates and tokenizers. Case is ignored in
+# angle brackets, but not in square brackets, because prose has square brackets too.
 _PATTERNS = (
     r"[<＜][|｜][^\n]*?[|｜][>＞]",
     r"[<＜][|｜]/?[A-Za-z_]+[>＞]",
@@ -38,18 +38,18 @@ _PATTERNS = (
     r"###[ \t]*(?:Instruction|Input|Response|Human|Assistant|System|User):",
 )
 _TOKEN = "|".join(_PATTERNS)
-_STARTS = ["<", "＜", "[", "]~", "]!", "###"]  # each pattern begins with one: this look alone clears most text
-# A token lies within one line and begins and ends with one of these. A half of a template that has none of them in the
-# line that touches the text can take part in no token.
+_STARTS = ["<", "＜", "[", "]~", "]!", "###"]  # each pattern begins with one: most text has none
+# A token is within one line, and begins and ends with one of these. If a half of a template has none of them in the
+# line next to the text, it cannot be part of a token.
 _FIRST, _LAST = frozenset("<＜[]#"), frozenset(">＞[]:")
 
 
 def token_mask(column: Strings, forbidden: Sequence[str] = ()) -> Mask:
-    """Which texts hold a token.
+    """Which texts contain a token.
 
     Args:
         column: n strings; null counts as empty.
-        forbidden: further strings, each taken literally.
+        forbidden: more strings, matched literally.
 
     Returns:
         bool of shape (n,).
@@ -58,7 +58,7 @@ def token_mask(column: Strings, forbidden: Sequence[str] = ()) -> Mask:
 
 
 def border_mask(column: Strings, before: str, after: str, forbidden: Sequence[str] = ()) -> Mask:
-    """Which of n texts hold a token once they stand between the two halves of a template, shape (n,)."""
+    """Which of n texts contain a token when placed between the two halves of a template, shape (n,)."""
     frame = pl.DataFrame({"text": _series(column)})
     joined = frame.select(text=pl.concat_str(pl.lit(before), pl.col("text"), pl.lit(after)))["text"]
     return _token_mask(joined, [word for word in forbidden if word])
@@ -89,14 +89,14 @@ def _token_mask(texts: pl.Series, forbidden: list[str]) -> Mask:
 def special_tokens(file: str | Path) -> tuple[str, ...]:
     """The control tokens of a tokenizer, for the setting `forbidden`, in order.
 
-    These are its added tokens that are special, or that stand in brackets as `<think>` does. Added tokens that are
-    blank or made of letters and digits alone are left out: they are ordinary text.
+    These are its added tokens that are special or in brackets, such as `<think>`. Added tokens that are blank, or that
+    consist of letters and digits only, are left out: they are ordinary text.
 
     Args:
-        file: a `tokenizer.json`, or the folder that holds one.
+        file: a `tokenizer.json`, or its folder.
 
     Raises:
-        InputError: the file is missing or is not a tokenizer's.
+        InputError: the file is missing or is not a tokenizer.
     """
     path = Path(file)
     path = path / "tokenizer.json" if path.is_dir() else path

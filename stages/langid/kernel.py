@@ -1,9 +1,9 @@
 """The fastText predictor as Numba kernels on Arrow buffers.
 
-The arithmetic follows fastText's own, down to the order of the additions and the width of each number, so that labels and
-probabilities agree with it: character n-grams of `<word>` hashed by FNV-1a (with bytes taken as signed), the mean of the
-rows found, then hierarchical softmax, softmax or one sigmoid a label (Joulin et al. 2017, "Bag of Tricks for Efficient Text
-Classification", arXiv:1607.01759). Kernels release the GIL and share the model's arrays.
+The arithmetic is that of fastText, including the order of additions and the width of each number, so that labels and
+probabilities agree. Character n-grams of `<word>` are hashed by FNV-1a (with signed bytes), and the rows found are
+averaged. The output is a hierarchical softmax, a softmax or one sigmoid per label (Joulin et al. 2017, "Bag of Tricks
+for Efficient Text Classification", arXiv:1607.01759). Kernels release the GIL and share the model's arrays.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ _END = np.frombuffer(b"</s>", np.uint8).copy()
 _END_HASH = np.uint64(0xD79C9359)
 _NAME_OFFSET, _NAME_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _END_NAME = np.uint64(0x7BD4011AD427EA99)
-# fastText adds this to every probability before it takes the logarithm, so that it shows in what it reports.
+# fastText adds this to each probability before it takes the logarithm, so its reported values include it.
 _SHIFT = 1e-5
 _GRID = np.arange(513, dtype=np.float32) * np.float32(16) / np.float32(512) - np.float32(8)
 _SIGMOID = (1.0 / (1.0 + np.exp(-_GRID).astype(np.float64))).astype(np.float32)
-_MEMO = 1 << 14  # words remembered in one call
+_MEMO = 1 << 14  # words cached in one call
 _SPARE = 512
 _BATCH = 2048  # row numbers gathered before the rows are added
 
 
 class Arrays(NamedTuple):
-    """A model as the kernels take it; n words and then labels in the dictionary, d columns, m labels.
+    """A model as arrays for the kernels. The dictionary has n words and then m labels; the matrices have d columns.
 
     Attributes:
         loss: HIERARCHICAL, SOFTMAX or ONE_VS_ALL.
-        minn, maxn: length of the character n-grams; `maxn` 0 for none.
-        word_ngrams: longest n-gram of words; below 2 for none.
+        minn, maxn: shortest and longest character n-gram; `maxn` is 0 if there are none.
+        word_ngrams: longest n-gram of words; below 2 if there are none.
         bucket: number of hash buckets of the n-grams.
         words: n.
         pruned: whether n-grams are looked up in `keys`.
         text, starts, ends: the dictionary's entries, `text[starts[i]:ends[i]]`.
-        slots: hash table of the entries' numbers, -1 where free.
-        keys, rows: hash table from the buckets kept to their rows, counted from n; -1 where free.
-        seen: one bit a bucket, set where it was kept.
-        dense: the input matrix, float32 of shape (rows, d); empty where the next three are used.
+        slots: hash table of the entries' numbers, -1 if free.
+        keys, rows: hash table from kept buckets to their rows, counted from n; -1 if free.
+        seen: one bit per bucket, set if the bucket was kept.
+        dense: the input matrix, float32 of shape (rows, d); empty if the next three are used.
         codes, norms, centroids: uint8 (rows, p), float32 (rows,), float32 (p, 256, d / p).
         weights: the output matrix transposed, float32 (d, m), or (d, m - 1) for inner nodes.
         nodes: for HIERARCHICAL, the same as (m - 1, d).
@@ -93,7 +93,7 @@ class Arrays(NamedTuple):
 
 @kernel
 def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, kinds: U8) -> Int:
-    """Finds the dictionary's entries from `position` on; returns where they end, or -1 where the file ends before."""
+    """Finds the dictionary's entries from `position` on; returns their end, or -1 if the file ends before."""
     for i in range(starts.size):
         starts[i] = position
         while position < raw.size and raw[position] != 0:
@@ -112,7 +112,7 @@ def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, ki
 
 @kernel
 def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: Int, end: Int, value: np.uint64) -> Int:
-    """The slot that holds the word `word[begin:end]` with this hash, or the free one where it belongs."""
+    """The slot of the word `word[begin:end]` with this hash, or the free slot for it."""
     mask = slots.size - 1
     slot = np.int64(value) & mask
     while slots[slot] >= 0:
@@ -170,7 +170,7 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
                 code = codes[row, part]
                 for k in range(width):
                     hidden[part * width + k] += norm * centroids[part, code, k]
-    elif dense.shape[1] == 16:  # the size of lid.176: a loop of known length stays in registers
+    elif dense.shape[1] == 16:  # the size of lid.176: a loop of constant length stays in registers
         for i in range(count):
             row = batch[i]
             for k in range(16):
@@ -184,7 +184,7 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
 
 @kernel(forceinline=True)
 def _row(model: Arrays, key: Int) -> Int:
-    """The row of an n-gram's bucket, or -1 where it was pruned."""
+    """The row of an n-gram's bucket, or -1 if it was pruned."""
     if not model.pruned:
         return model.words + key
     if not (model.seen[key >> 6] >> np.uint64(key & 63)) & np.uint64(1):
@@ -198,7 +198,7 @@ def _word_rows(
 ) -> tuple[int, int]:
     """Appends the rows of `<word>`, whose last letter is at `length - 1`, to the `filled` ones in `batch`.
 
-    Returns how many `batch` holds then, and how many had to be added to `hidden` to make room; both -1 for a label.
+    Returns the new number of rows in `batch`, and the number added to `hidden` to make room; both are -1 for a label.
     """
     bucket, maxn = model.bucket, model.maxn
     entry = model.slots[_find(model.text, model.starts, model.ends, model.slots, word, 1, length, value)]
@@ -216,7 +216,7 @@ def _word_rows(
     added = 0
     if maxn <= 0 or (value == _END_HASH and _is_end(word, 1, length)):
         return filled, added
-    # h % bucket without a division, for h < 2**32: the quotient comes out right or one too small.
+    # h % bucket without a division, for h < 2**32: the quotient is exact or one too small.
     shift = 32
     while bucket >> (shift - 31):
         shift += 1
@@ -274,8 +274,8 @@ def _average(
 ) -> int:
     """Sets `hidden` to the mean of the rows of the line's features and returns their number.
 
-    `memo` remembers words and their rows from line to line, one a slot: a 64-bit hash that stands for the word (two words
-    meet in it once in 2**64), fastText's own hash and the number of rows, and the rows, two in each of the numbers behind.
+    `memo` caches words and their rows across lines. Each slot has one word: a 64-bit hash of the word (two words
+    collide once in 2**64), fastText's own hash, the number of rows, and then the rows, two per 64-bit number.
     """
     dense, codes, norms, centroids = model.dense, model.codes, model.norms, model.centroids
     room = memo_rows.shape[1] - 4
@@ -295,7 +295,7 @@ def _average(
                 break
             name = (name ^ np.uint64(byte)) * _NAME_PRIME
             position += 1
-        if position == begin:  # the line's end is the token </s>; as a word of the text it ends the line, too
+        if position == begin:  # the line's end is the token </s>; the same word in the text also ends the line
             last, name = True, _END_NAME
         elif name == _END_NAME:
             last = _is_end(data, begin, position)
@@ -365,8 +365,8 @@ def _average(
 
 @kernel
 def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
-    """out = exp(x), correctly rounded but for the rarest cases; written so that it compiles to vector instructions."""
-    magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, which lands in the low bits
+    """out = exp(x), correctly rounded except in rare cases; written so that it compiles to vector instructions."""
+    magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer in the low bits
     turn_bits, power_bits = turns.view(np.int64), powers.view(np.int64)
     for k in range(x.size):
         v = min(max(np.float64(x[k]), np.float64(-104)), np.float64(89))
@@ -391,8 +391,8 @@ def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
 def _probabilities(
     loss: int, weights: F32, left: I32, right: I32, hidden: F32, x: F32, e: F32, turns: F64, powers: F64, out: F64
 ) -> None:
-    """out[i] = the probability of label i as fastText reports it; `out` has
-    room for as many again: the tree's inner nodes."""
+    """out[i] = the probability of label i as fastText reports it. The second half of `out` is room for the inner nodes
+    of the tree."""
     for k in range(x.size):
         x[k] = 0
     for j in range(weights.shape[0]):
@@ -435,7 +435,7 @@ def _probabilities(
 
 @kernel
 def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p: F64) -> tuple[int, float]:
-    """The most probable label of the tree and its probability, without a look at branches that cannot hold it."""
+    """The most probable label of the tree and its probability. Branches that cannot contain it are skipped."""
     labels = left.size + 1
     best, best_p = 0, 0.0
     stack[0], stack_p[0], depth = 2 * labels - 2, 1.0, 1
@@ -453,7 +453,7 @@ def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p
         f = np.float32(1.0 / (1.0 + np.float64(np.float32(math.exp(-np.float64(x))))))
         p_left = p * (np.float64(np.float32(1.0 - np.float64(f))) + _SHIFT)
         p_right = p * (np.float64(f) + _SHIFT)
-        second = 1 if p_left > p_right else 0  # the likelier one is taken from the stack first
+        second = 1 if p_left > p_right else 0  # the more probable one is popped first
         stack[depth + second], stack_p[depth + second] = left[node - labels], p_left
         stack[depth + 1 - second], stack_p[depth + 1 - second] = right[node - labels], p_right
         depth += 2
@@ -478,19 +478,19 @@ def predict_rows(
     of_rival: F32,
     letters: I32,
 ) -> None:
-    """Predicts n lines, `data[offsets[i]:offsets[i + 1]]`, and weighs the language that each is expected to be in.
+    """Predicts labels of n lines, `data[offsets[i]:offsets[i + 1]]`, and the probabilities of their expected languages.
 
     Args:
-        own, other: for each line the number of a set of labels: its own language, and that of the other side. Set s
-            is `members[first[s]:first[s + 1]]`.
-        clusters: for each label the number of the cluster whose probabilities are added up.
-        below: for each line, the rival is looked for where the own set has less than this.
-        label: out, the number of the most probable label; -1 where the model finds no feature in the line.
-        probability: out, its probability; NaN for none, as in the next three.
+        own, other: for each line, the index of a set of labels: for its own language, and for that of the other side.
+            Set s is `members[first[s]:first[s + 1]]`.
+        clusters: for each label, the index of its cluster; the probabilities of a cluster are summed.
+        below: for each line, the rival is searched only if the probability of the own set is below this.
+        label: out, the index of the most probable label; -1 if the line has no feature.
+        probability: out, its probability; NaN if the line has no feature, as in the next three.
         of_own, of_other: out, the probability of the two sets.
-        of_rival: out, that of the most probable cluster, labels of the own set left out; 0 where it was not looked for or
-            the line has no letters.
-        letters: out, where the rival was looked for, how many bytes are ASCII letters or parts of other characters.
+        of_rival: out, the probability of the most probable cluster, without labels of the own set; 0 if it was not
+            searched or the line has no letters.
+        letters: out, if the rival was searched, the number of bytes in ASCII letters and non-ASCII characters.
     """
     longest = 0
     for i in range(label.size):
@@ -534,7 +534,7 @@ def predict_rows(
         _probabilities(model.loss, model.weights, model.left, model.right, hidden, x, e, turns, powers, p)
         top = 0
         for k in range(labels):
-            if p[k] >= p[top]:  # of equals fastText names the last
+            if p[k] >= p[top]:  # fastText returns the last of equal labels
                 top = k
         label[i] = top
         probability[i] = p[top]
@@ -566,8 +566,8 @@ def predict_rows(
 
 @kernel
 def find_capitals(offsets: I64, data: U8, out: npt.NDArray[np.bool_]) -> int:
-    """Marks the lines that may be in capitals throughout, those with no small letter of ASCII or basic Cyrillic and a byte
-    of a script with case, and returns their number. The few that are marked are looked at again with Unicode in mind."""
+    """Marks lines that may be all in capitals, and returns their number. They have no lower-case letter of ASCII or
+    basic Cyrillic, and have a byte of a script with case. The caller checks the few marked lines by Unicode's rules."""
     count = 0
     for i in range(out.size):
         cased, small = False, False

@@ -1,8 +1,8 @@
 """Reads supervised fastText models, `.bin` and `.ftz`, into NumPy arrays.
 
-The layout is that of fastText's own files, versions 11 and 12: header, dictionary, input matrix, output matrix, each
-matrix either dense or product-quantised (Joulin et al. 2016, "FastText.zip", arXiv:1612.03651). Every length that the
-file states is checked against the file before it is used, so that a damaged file ends in a message and in nothing else.
+The layout is that of fastText files, versions 11 and 12: header, dictionary, input matrix, output matrix. Each matrix
+is either dense or product-quantised (Joulin et al. 2016, "FastText.zip", arXiv:1612.03651). Each length in the file is
+checked against the file before it is used, so that a damaged file only gives an error message.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ LABEL_PREFIX = b"__label__"
 _MAGIC, _VERSIONS = 793712314, (11, 12)
 _HIERARCHICAL, _NEGATIVE, _SOFTMAX, _ONE_VS_ALL = 1, 2, 3, 4
 _SUPERVISED = 3
-# A quantised matrix up to this many bytes is expanded when it is read: the kernel then adds whole rows.
+# A quantised matrix of up to this many bytes is expanded when it is read, so that the kernel adds whole rows.
 _EXPAND_BELOW = 256 << 20
-# A larger dense matrix stays mapped, so that processes share it.
+# A larger dense matrix stays memory-mapped, so that processes share it.
 _COPY_BELOW = 64 << 20
 
 
 class Model(NamedTuple):
-    """A supervised model, read.
+    """A supervised model.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         labels: the labels without `__label__`, in the model's order.
-        counts: how often each was met in training, int64.
-        arrays: what the kernel works on.
+        counts: number of training examples of each label, int64.
+        arrays: the model as arrays for the kernel.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Model(NamedTuple):
 
 
 class _Reader:
-    """A file's bytes and a position that never passes their end."""
+    """The bytes of a file, and a position that never passes their end."""
 
     def __init__(self, path: str, raw: U8) -> None:
         self.path, self.raw, self.position = path, raw, 0
@@ -90,7 +90,7 @@ class _Matrix(NamedTuple):
 
 
 def read_model(path: str) -> Model:
-    """Reads the model at `path`. A large dense matrix stays in the file, mapped, so that processes share it.
+    """Reads the model at `path`. A large dense matrix stays memory-mapped, so that processes share it.
 
     Raises:
         InputError: the file is missing, not a supervised fastText model, or damaged.
@@ -100,22 +100,22 @@ def read_model(path: str) -> Model:
     if magic != _MAGIC:
         raise reader.bad("not a fastText model")
     if version not in _VERSIONS:
-        raise reader.bad(f"a fastText model of version {version}, which is unknown (known: 11 and 12)")
+        raise reader.bad(f"fastText model version {version} is not supported (supported: 11 and 12)")
     dim, _, _, _, _, word_ngrams, loss, kind, bucket, minn, maxn, _, _ = reader.values("12id", "header")
     if kind != _SUPERVISED:
-        raise reader.bad("a model of word vectors, which knows no labels")
+        raise reader.bad("a model of word vectors, which has no labels")
     if loss not in (_HIERARCHICAL, _NEGATIVE, _SOFTMAX, _ONE_VS_ALL):
         raise reader.bad(f"a fastText model with the unknown loss {loss}")
     if version == 11:  # supervised models of that version were trained without character n-grams
         maxn = 0
     hashed = maxn > 0 or word_ngrams > 1
     if not (0 < dim < 1 << 16 and maxn < 1 << 10 and bucket >= (1 if hashed else 0)):
-        raise reader.bad("the header holds impossible values")
+        raise reader.bad("the header has invalid values")
 
     size, words, labels, _, pruned = reader.values("3i2q", "dictionary")
-    fits = 10 * size <= reader.raw.size  # an entry takes ten bytes at least
+    fits = 10 * size <= reader.raw.size  # an entry takes at least ten bytes
     if not (fits and 0 < labels <= size and words >= 0 and words + labels == size and -1 <= pruned <= max(bucket, 0)):
-        raise reader.bad("the dictionary holds impossible sizes: it is truncated or damaged")
+        raise reader.bad("the dictionary has invalid sizes: it is truncated or damaged")
     starts, ends, counts = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
     kinds = np.empty(size, np.uint8)
     begin = reader.position
@@ -138,7 +138,7 @@ def read_model(path: str) -> Model:
         raise reader.bad("the dictionary is damaged")
     weights = _expand(outputs)
     if not np.isfinite(weights).all():
-        raise reader.bad("the output matrix holds values that are no numbers")
+        raise reader.bad("the output matrix has values that are not finite")
 
     if inputs.codes.size and 4 * inputs.rows * inputs.columns <= _EXPAND_BELOW:
         inputs = inputs._replace(dense=_expand(inputs), codes=inputs.codes[:0], norms=inputs.norms[:0])
@@ -209,7 +209,7 @@ def _read_matrix(reader: _Reader, what: str) -> _Matrix:
         if rows < 0 or columns <= 0:
             raise reader.bad(f"the {what} is damaged")
         dense = reader.floats(rows * columns, what).reshape(rows, columns)
-        if dense.nbytes < _COPY_BELOW:  # also aligns it, which the kernel would be compiled for apart
+        if dense.nbytes < _COPY_BELOW:  # also aligns it; an unaligned array would need another compiled kernel
             dense = dense.copy()
         return _Matrix(
             rows, columns, dense, none.reshape(0, 0), np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
@@ -223,7 +223,7 @@ def _read_matrix(reader: _Reader, what: str) -> _Matrix:
     ):  # fmt: skip
         raise reader.bad(f"the {what} is damaged")
     flat = reader.floats(256 * columns, what)
-    # One block of 256 centroids a part; the last part can be narrower and is filled up with zeros.
+    # One block of 256 centroids per part; the last part can be narrower and is padded with zeros.
     centroids = np.zeros((parts, 256, part), np.float32)
     centroids[:-1] = flat[: (parts - 1) * 256 * part].reshape(parts - 1, 256, part)
     centroids[-1, :, :last] = flat[(parts - 1) * 256 * part :].reshape(256, last)
@@ -234,7 +234,7 @@ def _read_matrix(reader: _Reader, what: str) -> _Matrix:
             raise reader.bad(f"the {what} is damaged")
         norms = reader.floats(256, what)[which]
     if not (np.isfinite(centroids).all() and np.isfinite(norms).all()):
-        raise reader.bad(f"the {what} holds values that are no numbers")
+        raise reader.bad(f"the {what} has values that are not finite")
     return _Matrix(rows, columns, np.zeros((0, 0), np.float32), codes.reshape(rows, parts), norms, centroids)
 
 
@@ -247,8 +247,8 @@ def _expand(matrix: _Matrix) -> F32:
 
 
 def _huffman(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
-    """The children of the n - 1 inner nodes of the label tree, built as the trainer builds it; inner node i has number n + i.
-    None where the counts make no tree."""
+    """The children of the n - 1 inner nodes of the label tree, built as in training; inner node i has number n + i.
+    None if the counts do not give a tree."""
     n = counts.size
     weight = np.full(2 * n - 1, 10**15, np.int64)
     weight[:n] = counts

@@ -1,10 +1,10 @@
-"""Stage 4, quality: scores how well the two sides of a row translate each other, and drops the worst.
+"""Stage 4, quality: scores how well the two sides of a row translate each other, and drops rows with low scores.
 
-A scorer is anything with one method, `score(table) -> float32[n]`. `lexical`, the default, learns from the corpus itself and
-needs no model; `comet` runs a COMET quality estimation checkpoint; `column` takes a score that the source brings;
-`module:function` is a user's own. A score that is not a number means that the row was not judged: it is kept.
+A scorer has one method, `score(table) -> float32[n]`. `lexical`, the default, learns from the corpus itself and needs
+no model; `comet` runs a COMET quality estimation checkpoint; `column` uses a score from the source; `module:function`
+is a custom scorer. If a score is NaN, the row was not judged and is kept.
 
-A COMET model judges a translation of a source, and bitext does not say which side is which: `direction` does.
+A COMET model scores a translation of a source. Bitext does not say which side is the source; `direction` does.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _LEXICAL_THRESHOLD = 0.2
 
 
 class PairSettings(Settings):
-    """What one language pair has of its own."""
+    """Overrides for one language pair."""
 
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Drop rows of this pair that score below this."""
+    """Drop rows of this pair with a score below this."""
     quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Drop this share of the pair's rows, the lowest scores."""
+    """Drop this share of the pair's rows, those with the lowest scores."""
 
     @model_validator(mode="after")
     def _one(self) -> PairSettings:
         if (self.threshold is None) == (self.quantile is None):
-            raise ValueError("give one of threshold and quantile")
+            raise ValueError("give exactly one of threshold and quantile")
         return self
 
 
@@ -53,54 +53,57 @@ class QualitySettings(StageSettings):
     """Settings of the quality stage."""
 
     scorer: str = "lexical"
-    """`lexical`, `comet`, `column`, or a function of yours as `module:function` (Arrow table in, one float a row out)."""
+    """`lexical`, `comet`, `column`, or a custom function as `module:function` (takes an Arrow table, returns one float
+    per row)."""
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Drop rows that score below this. Without it and without quantile, `lexical` uses 0.2, and the other scorers, whose scales
-    differ, drop nothing."""
+    """Drop rows with a score below this. If neither threshold nor quantile is set, `lexical` uses 0.2; the other
+    scorers have different scales and drop nothing."""
     quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Drop this share of each pair's rows, the lowest scores; in place of threshold."""
+    """Drop this share of each pair's rows, those with the lowest scores; replaces threshold."""
     pair: dict[str, PairSettings] = Field(default_factory=dict)
-    """Threshold or quantile of single pairs, as in `[quality.pair.en-sw]`."""
+    """Threshold or quantile for single pairs, as in `[quality.pair.en-sw]`."""
     sample: Annotated[int, Field(ge=1)] = 100_000
     """`lexical`: rows of each pair to learn from."""
     min_rows: Annotated[int, Field(ge=0)] = 200
-    """`lexical`: a pair that offers fewer rows to learn from is scored, but nothing of it is dropped."""
+    """`lexical`: a pair with fewer rows to learn from is scored, but none of its rows are dropped."""
     column: Annotated[str, Field(min_length=1)] = "score"
-    """`column`: the column that holds the score; null is kept."""
+    """`column`: the column with the score; rows with null are kept."""
     until: Literal["all", "budget"] = "all"
-    """`budget`: rows are scored, in the order of prior, until those that pass fill each pair's share of balance.budget; the
-    rest is dropped as `quality.not_needed`."""
+    """`budget`: rows are scored in the order of prior until the rows that pass fill each pair's share of
+    balance.budget; the other rows are dropped as `quality.not_needed`."""
     prior: Literal["hash", "score", "lexical"] = "hash"
-    """The order in which rows are scored until the budget is filled: drawn by the seed, or the best first by the score that
-    the source brings, or by the lexical score."""
+    """The order in which rows are scored until the budget is filled: at random by the seed (`hash`), or best first by
+    the score of the source (`score`) or by the lexical score (`lexical`)."""
     model: str | None = None
     """`comet`: name on the Hugging Face hub, folder, or `.ckpt` file of a checkpoint that needs no reference."""
     encoder: str | None = None
-    """`comet`: name on the hub or folder of the config.json and tokenizer that the model's encoder has. By default they are
-    looked for in the model's folder, then where the model says that it was trained from."""
+    """`comet`: name on the hub or folder of the encoder's config.json and tokenizer. The default is the model's folder
+    if it has these files, else the pretrained model that the model names."""
     direction: Literal["english", "forward", "backward"] = "english"
-    """`comet`: which side is scored as the source of the other: the English one where there is one, else `src`; always `src`
-    (forward); or always `tgt` (backward)."""
+    """`comet`: which side is the source: the English side, or `src` if there is none (`english`); always `src`
+    (`forward`); or always `tgt` (`backward`)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`comet`: what the model computes in; auto is bf16 on a GPU that can, else fp32."""
+    """`comet`: precision of the model; `auto` is bf16 on a GPU that supports it, else fp32."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """`comet`: tokens a batch, at most, rows aside that are longer; by default 65,536 on a GPU, and 4,096 without."""
+    """`comet`: maximum tokens per batch, except for longer rows; by default 65,536 on a GPU, and 4,096 without."""
     kernels: bool = True
-    """`comet`: on a GPU, kernels of our own, which Triton compiles where there is a C compiler; false for PyTorch's alone."""
+    """`comet`: on a GPU, use the built-in kernels, which Triton compiles if there is a C compiler; false uses only
+    PyTorch's kernels."""
     backend: Literal["native", "unbabel"] = "native"
-    """`comet`: unbabel runs the model with the package unbabel-comet, for classes of model that the native one does not know."""
+    """`comet`: `unbabel` runs the model with the package unbabel-comet, for model classes that `native` does not
+    support."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """`comet` with unbabel: rows a batch, at most."""
+    """`comet` with `unbabel`: maximum rows per batch."""
     cache: str | None = None
-    """`comet`: folder where scores are kept for other runs and recipes, by text, direction and model. Without it, a run keeps
-    them in a folder `scores` of its own."""
+    """`comet`: folder that keeps scores for other runs and recipes, by text, direction and model. If not set, each run
+    keeps them in its own folder `scores`."""
 
     @field_validator("scorer")
     @classmethod
     def _known(cls, value: str) -> str:
         module, colon, function = value.partition(":")
         if value not in _BUILT_IN and not (colon and module and function):
-            raise ValueError(f"{value!r} is no scorer; use lexical, comet, column, or your own as module:function")
+            raise ValueError(f"{value!r} is not a scorer; use lexical, comet, column, or a custom module:function")
         return value
 
     @field_validator("pair")
@@ -124,11 +127,11 @@ class QualitySettings(StageSettings):
         if self.until == "budget" and (
             self.quantile is not None or any(p.quantile is not None for p in self.pair.values())
         ):
-            raise ValueError('a quantile needs the scores of all rows: give a threshold, or leave out until = "budget"')
+            raise ValueError('a quantile needs the scores of all rows: give a threshold, or remove until = "budget"')
         if self.until == "all" and self.prior != "hash":
-            raise ValueError('prior orders what is scored until the budget is filled: it needs until = "budget"')
+            raise ValueError('prior is used only with until = "budget": set until = "budget", or remove prior')
         if self.scorer == "comet" and self.model is None:
-            raise ValueError('the comet scorer needs a model, as in model = "Unbabel/wmt22-cometkiwi-da"')
+            raise ValueError('the comet scorer needs a model, such as model = "Unbabel/wmt22-cometkiwi-da"')
         return self
 
 
@@ -143,14 +146,14 @@ def quality(
     Args:
         table: rows with `src tgt src_lang tgt_lang`, any pairs mixed.
         settings: the scorer and the thresholds.
-        states: what `prepare` learned, by pair (`"en-sw"`); None learns from the table itself, where the scorer learns.
-        seed: of the sample, where states is None.
+        states: results of `prepare`, by pair (`"en-sw"`); if None, a scorer that learns does so from the table itself.
+        seed: seed of the sample, if states is None.
 
     Returns:
-        The rows with a column `quality` (float32; null: not judged). Those dropped have the reason `quality.score`.
+        The rows with a column `quality` (float32; null if not judged). Dropped rows have the reason `quality.score`.
 
     Examples:
-        A score that the table brings; the lexical scorer wants thousands of rows to learn from.
+        A score from the table; the lexical scorer needs thousands of rows to learn from.
 
         >>> sides = {"src": ["bread", "water"], "tgt": ["Brot", "Haus"], "src_lang": ["en"] * 2, "tgt_lang": ["de"] * 2}
         >>> table = pa.table({**sides, "laser": [1.2, 0.9]})
@@ -179,10 +182,10 @@ def quality(
 
 
 class Scorer(Protocol):
-    """Judges rows."""
+    """Scores rows."""
 
     def score(self, table: pa.Table) -> F32:
-        """One score a row, higher is better, NaN where the row is not judged; shape (n,)."""
+        """One score per row, higher is better, NaN if the row is not judged; shape (n,)."""
 
 
 def learns(settings: QualitySettings) -> bool:
@@ -191,10 +194,10 @@ def learns(settings: QualitySettings) -> bool:
 
 
 def prepare(sample: pa.Table, settings: QualitySettings, seed: int) -> bytes:
-    """What the scorer learns from rows of one pair: the same bytes from the same rows, in whatever order they stand.
+    """Learns from rows of one pair. The same rows in any order give the same bytes.
 
     Returns:
-        A state for `open_scorer`; empty where nothing is learned.
+        A state for `open_scorer`; empty if the scorer does not learn.
     """
     if not learns(settings):
         return b""
@@ -204,11 +207,11 @@ def prepare(sample: pa.Table, settings: QualitySettings, seed: int) -> bytes:
 
 
 def open_scorer(settings: QualitySettings, states: Mapping[str, bytes]) -> Scorer:
-    """The scorer that the settings name. A row whose pair has no state is not judged by a scorer that learns.
+    """The scorer that the settings name. A scorer that learns does not judge rows whose pair has no state.
 
     Raises:
-        SettingsError: the function of a user cannot be loaded.
-        RunError: COMET is not installed, or its model cannot be had.
+        SettingsError: a custom function cannot be loaded.
+        RunError: COMET is not installed, or its model cannot be loaded.
     """
     if settings.scorer == "lexical":
         from corpusprep.stages.quality.lexical import LexicalScorer
@@ -222,7 +225,7 @@ def open_scorer(settings: QualitySettings, states: Mapping[str, bytes]) -> Score
 
 
 def evidence(settings: QualitySettings, state: bytes) -> int | None:
-    """How many rows a state was learned from; None where the scorer learns nothing."""
+    """Number of rows that a state was learned from; None if the scorer does not learn."""
     if not learns(settings):
         return None
     from corpusprep.stages.quality.lexical import rows_of
@@ -234,12 +237,12 @@ def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | No
     """The score below which rows of a pair are dropped.
 
     Args:
-        scores: all scores of the pair; only a quantile looks at them.
-        pair: its name, as in `"en-sw"`.
-        evidence: what `evidence` says of the pair's state.
+        scores: all scores of the pair, used only for a quantile.
+        pair: name of the pair, such as `"en-sw"`.
+        evidence: result of `evidence` for the pair's state.
 
     Returns:
-        The limit, or None where nothing is to be dropped; `explain` says why.
+        The limit, or None if no rows are dropped; `explain` gives the reason.
     """
     rule = _rule(settings, pair)
     if rule is None or explain(settings, pair, evidence) is not None:
@@ -254,23 +257,23 @@ def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | No
 
 
 def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -> str | None:
-    """Why nothing of a pair is dropped, in one sentence for the manifest; None where rows may be."""
+    """Why no rows of a pair are dropped, as one sentence for the manifest; None if rows may be dropped."""
     if evidence is not None and evidence < settings.min_rows:
         return (
             f"{pair}: {evidence} rows are too few to learn from (quality.min_rows = {settings.min_rows}), "
-            "so the quality stage drops nothing of this pair."
+            "so the quality stage drops no rows of this pair."
         )
     if _rule(settings, pair) is None:
-        return f"{pair}: neither quality.threshold nor quality.quantile is given, so the quality stage drops nothing of this pair."
+        return f"{pair}: neither quality.threshold nor quality.quantile is set, so the quality stage drops no rows."
     return None
 
 
 def require(settings: QualitySettings) -> None:
-    """Looks for all that the scorer needs, and downloads what is on the hub: what is missing must show before hours of work.
+    """Checks everything that the scorer needs, and downloads models from the hub, so that a run fails early.
 
     Raises:
-        RunError: a package is not installed, or a model cannot be had.
-        SettingsError: the function of a user cannot be loaded.
+        RunError: a package is not installed, or a model cannot be found or downloaded.
+        SettingsError: a custom function cannot be loaded.
     """
     if not settings.enabled:
         return
@@ -292,17 +295,18 @@ def require(settings: QualitySettings) -> None:
                 Path(settings.cache).expanduser().mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RunError(
-                    f"quality.cache = {settings.cache!r}: the folder cannot be made ({error.strerror}). Name another, or none."
+                    f"quality.cache = {settings.cache!r}: the folder cannot be created ({error.strerror}). Set another "
+                    "folder, or remove quality.cache."
                 ) from None
     elif settings.scorer not in _BUILT_IN:
         _FunctionScorer(settings.scorer)
 
 
 def model_files(settings: QualitySettings) -> list[Path]:
-    """The files whose content decides the scores; a model of the hub that is not in the local cache is downloaded.
+    """The files whose content determines the scores; a hub model that is not in the local cache is downloaded.
 
     Raises:
-        RunError: a model cannot be had.
+        RunError: a model cannot be found or downloaded.
     """
     if settings.scorer != "comet":
         return []
@@ -316,18 +320,18 @@ def model_files(settings: QualitySettings) -> list[Path]:
 
 
 SCORE_VERSION = 2
-"""Of the COMET scorer: to be raised when the same model gives the same text another score."""
+"""Version of the COMET scorer: increase it if the same model gives the same text a different score."""
 
 
 def score_keys(table: pa.Table, settings: QualitySettings) -> npt.NDArray[np.uint64]:
-    """What a COMET score is a score of: 128-bit hashes of source and translation, shape (n, 2)."""
+    """Keys of COMET scores: 128-bit hashes of source and translation, shape (n, 2)."""
     source, translation = _sides(table, settings.direction)
     halves = [hash_strings(translation, hash_strings(source, seed)) for seed in (1, 2)]
     return np.stack(halves, 1)
 
 
 def decided(settings: QualitySettings) -> QualitySettings:
-    """The settings with a precision and kernels that leave nothing open."""
+    """The settings with `precision` and `kernels` resolved for this machine."""
     from corpusprep.stages.quality.comet import kernels_of, precision_of
 
     found = {"precision": precision_of(settings.precision), "kernels": kernels_of(settings.kernels)}
@@ -335,14 +339,14 @@ def decided(settings: QualitySettings) -> QualitySettings:
 
 
 def device() -> str:
-    """The kind of device that a COMET model computes on."""
+    """The type of device that a COMET model runs on."""
     from corpusprep.stages.quality.comet import import_torch
 
     return "cuda" if import_torch().cuda.is_available() else "cpu"
 
 
 def packages(settings: QualitySettings) -> dict[str, str]:
-    """Versions that may change the last digits of a COMET model's scores."""
+    """Versions of packages that may change the last digits of a COMET model's scores."""
     if settings.scorer != "comet":
         return {}
     names = ["torch", "tokenizers"] if settings.backend == "native" else ["torch", "unbabel-comet", "transformers"]
@@ -354,14 +358,14 @@ def packages(settings: QualitySettings) -> dict[str, str]:
 
 
 def with_scores(table: pa.Table, scores: F32) -> pa.Table:
-    """The table with its column `quality`: NaN is stored as null."""
+    """Sets the column `quality` of the table; NaN is stored as null."""
     column = pa.array(scores, type=pa.float32(), mask=np.isnan(scores))
     at = table.schema.get_field_index("quality")
     return table.append_column("quality", column) if at < 0 else table.set_column(at, "quality", column)
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The table with string views, which Arrow cannot take rows of, as strings."""
+    """Converts string views to strings, because Arrow cannot take rows of string views."""
     for k, field in enumerate(table.schema):
         if pa.types.is_string_view(field.type):
             table = table.set_column(k, field.name, table.column(k).cast(pa.string()))
@@ -407,7 +411,7 @@ def turned(table: pa.Table, direction: str) -> npt.NDArray[np.bool_]:
 
 
 def _sides(table: pa.Table, direction: str) -> tuple[Any, Any]:
-    """What is scored as source and as its translation; large strings."""
+    """The texts that are scored as source and as translation; large strings."""
     mask = turned(table, direction)
     src, tgt = (table[side].cast(pa.large_string()) for side in ("src", "tgt"))
     if not mask.any():
@@ -433,7 +437,7 @@ def _is_english(code: str) -> bool:
 
 
 class _Directed:
-    """A scorer of translations, given rows that say which side is the source."""
+    """Applies a scorer of translations to rows, with the source side chosen by `direction`."""
 
     def __init__(self, scorer: Scorer, direction: str) -> None:
         self._scorer, self._direction = scorer, direction
@@ -450,12 +454,12 @@ class _ColumnScorer:
     def score(self, table: pa.Table) -> F32:
         if self._column not in table.column_names:
             raise SettingsError(
-                f"quality.column = {self._column!r}: the rows have no such column. Name one of {', '.join(table.column_names)}."
+                f"quality.column = {self._column!r}: the column is missing. Use one of {', '.join(table.column_names)}."
             )
         try:
             values: Any = table[self._column].cast(pa.float32(), safe=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise SettingsError(f"quality.column = {self._column!r}: the column does not hold numbers.") from None
+            raise SettingsError(f"quality.column = {self._column!r}: the column does not contain numbers.") from None
         return np.asarray(values.fill_null(float("nan")).to_numpy(), np.float32)
 
 
@@ -472,9 +476,10 @@ class _FunctionScorer:
                 answer = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy()
             scores = np.asarray(answer, np.float32)
         except (TypeError, ValueError, pa.ArrowException):
-            raise SettingsError(f"quality.scorer = {self._name!r} must return one float a row.") from None
+            raise SettingsError(f"quality.scorer = {self._name!r} must return one float per row.") from None
         if scores.shape != (table.num_rows,):
             raise SettingsError(
-                f"quality.scorer = {self._name!r} returned shape {scores.shape} for {table.num_rows} rows; return one float a row."
+                f"quality.scorer = {self._name!r} returned shape {scores.shape} for {table.num_rows} rows; return one "
+                "float per row."
             )
         return scores

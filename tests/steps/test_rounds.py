@@ -175,7 +175,7 @@ def test_settings_that_do_not_go_together_are_refused(bitext: Corpus) -> None:
             ['quality.until="budget"', "balance.budget=9", "quality.quantile=0.1"],
             "a quantile needs the scores of all rows",
         ),
-        (['quality.prior="score"'], 'it needs until = "budget"'),
+        (['quality.prior="score"'], 'prior is used only with until = "budget"'),
     ):
         with pytest.raises(SettingsError, match=problem):
             load_recipe(None, sources=[f"opus100={data / 'opus'}"], overrides=overrides)
@@ -378,5 +378,5 @@ def test_thresholds_of_a_run_in_rounds_say_what_they_are_of(bitext: Corpus, tmp_
     data, out = bitext(rows=600, shards=2), tmp_path / "out"
     run(in_budget(data), out)
     shown = CliRunner().invoke(cli, ["thresholds", str(out)])
-    assert "These are the rows that were scored until the budget was filled" in shown.output
+    assert "These are only the rows that were scored until the budget was filled" in shown.output
     assert "[quality.pair" not in shown.output

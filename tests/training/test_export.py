@@ -235,15 +235,15 @@ def test_layers_at_an_end_and_modules_that_a_name_tells(
 @pytest.mark.parametrize(
     ("layers", "modules", "told"),
     [
-        ("2-4", (), 'stage 2: layers = "2-4": .* first or the last layers of a model, and of the 8'),
+        ("2-4", (), 'stage 2: layers = "2-4": .* first or the last layers of a model, and of this model\'s 8'),
         ((0, 7), (), r"stage 2: layers = \[0, 7\]: "),
         (
             "top:2",
             ("model.norm",),
-            r"stage 2: .*\[\"model.norm\"\]: .*'norm' would train model.layers.0.self_attn.q_norm",
+            r"stage 2: .*\[\"model.norm\"\]: .*'norm' would also train model.layers.0.self_attn.q_norm",
         ),
-        ("none", ("model.layers.3.mlp",), "stage 2: .*trains no mlp by itself, only embed_tokens, lm_head, norm"),
-        ("top:9", (), "the model has 8 layers"),
+        ("none", ("model.layers.3.mlp",), "stage 2: .*cannot train mlp alone, only embed_tokens, lm_head, norm"),
+        ("top:9", (), "the model has only 8 layers"),
         ("top:2", ("lm_haed",), "Did you mean 'lm_head'"),
     ],
 )
@@ -314,11 +314,11 @@ def test_validation_is_limited_over_its_files_and_empty_files_are_no_data_sets(p
 
 def test_a_mix_without_examples_or_of_another_format_is_refused(place: Path, tmp_path: Path) -> None:
     empty = write_mix(tmp_path / "empty", rows=(0,))
-    with pytest.raises(InputError, match="no example"):
+    with pytest.raises(InputError, match="no training examples"):
         export_llamafactory(settings(place / "model"), empty, tmp_path / "lf")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "train-0.jsonl").write_text('{"text": "It rains."}\n')
-    with pytest.raises(InputError, match="is no example of the formats"):
+    with pytest.raises(InputError, match="is not an example in the format"):
         export_llamafactory(settings(place / "model"), tmp_path / "odd", tmp_path / "lf")
 
 
@@ -347,7 +347,7 @@ def test_the_template_that_renders_as_the_models_own(
 
 
 def test_a_template_that_asks_otherwise_than_it_answers_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="in another way"):
+    with pytest.raises(RunError, match="renders the prompt differently"):
         export_llamafactory(settings(with_template(place, tmp_path / "m", "open")), place / "mix", tmp_path / "lf")
 
 

@@ -105,7 +105,7 @@ def test_layers_are_found_in_other_families(config: Any, stack: str) -> None:
 def test_a_model_without_layers_is_refused() -> None:
     model = qwen3()
     model.config.num_hidden_layers = 9
-    with pytest.raises(SettingsError, match="a list of 9 decoder layers is looked for in the model, and there is none"):
+    with pytest.raises(SettingsError, match="the model must have one list of 9 decoder layers, but it has none"):
         find_layers(model)
 
 

@@ -106,7 +106,7 @@ def test_a_row_that_is_no_example_is_named(tmp_path: Path, row: Any) -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no train"):
+    with pytest.raises(InputError, match="has no train"):
         find_mix(tmp_path)
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=r"train-0\.parquet: cannot be read"):
@@ -146,7 +146,7 @@ def test_a_prompt_that_ends_within_a_token_is_refused(tmp_path: Path) -> None:
         template="{% for m in messages %}{{ m.role }}: {% if "
         "m.role == 'user' or true %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
     )
-    with pytest.raises(RunError, match="makes one token of the end of the prompt"):
+    with pytest.raises(RunError, match="merges the end of the prompt"):
         one(Encoder(tokenizer, {}), CHAT)
 
 
@@ -257,7 +257,7 @@ def test_the_prompt_has_the_tokens_that_it_has_alone(tmp_path: Path, trim: bool,
         )
         alone, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, full))
         if whole[: len(alone)] != alone:  # the answer begins with what joins the end of the prompt
-            with pytest.raises(RunError, match="makes one token of the end of the prompt"):
+            with pytest.raises(RunError, match="merges the end of the prompt"):
                 encoder.encode([chat], "here")
             continue
         [(ids, labels)] = encoder.encode([chat], "here")

@@ -204,9 +204,9 @@ def killed(place: Path, trained: Any) -> Path:
 
 
 def test_what_was_begun_is_not_begun_again_unasked(place: Path, killed: Path, trained: Any) -> None:
-    with pytest.raises(RunError, match=r"an interrupted stage 1 already\. Go on with --resume"):
+    with pytest.raises(RunError, match=r"already has an interrupted stage 1\. Continue with --resume"):
         train(settings(place), place / "mix", killed)
-    with pytest.raises(RunError, match="holds stage-1 already"):
+    with pytest.raises(RunError, match="already has stage-1"):
         train(settings(place), place / "mix", trained[0])
 
 
@@ -214,7 +214,7 @@ def test_another_set_of_the_same_size_is_not_gone_on_with(place: Path, killed: P
     """The libraries match optimizer state by number, and would take that of another layer."""
     other = settings(place, stages=(TrainStage(layers="top:2"), TrainStage(layers="top:3")))
     with pytest.raises(
-        RunError, match=r"the set of trained tensors is another \(model.layers.6.*is new, model.layers.0"
+        RunError, match=r"the set of trained tensors has changed \(model.layers.6.*is new, model.layers.0"
     ):
         train(other, place / "mix", killed, stage=1, resume=True)
 
@@ -222,9 +222,9 @@ def test_another_set_of_the_same_size_is_not_gone_on_with(place: Path, killed: P
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"seed": 2}, r"the seed is another \(it was 1, and is 2\)"),
-        ({"learning_rate": 1e-3}, r"train.learning_rate is another"),
-        ({"batch_tokens": 2048}, r"train.batch_tokens is another"),
+        ({"seed": 2}, r"the seed has changed \(from 1 to 2\)"),
+        ({"learning_rate": 1e-3}, r"train.learning_rate has changed"),
+        ({"batch_tokens": 2048}, r"train.batch_tokens has changed"),
     ],
 )
 def test_other_settings_are_not_gone_on_with(place: Path, killed: Path, change: dict[str, Any], told: str) -> None:
@@ -235,7 +235,7 @@ def test_other_settings_are_not_gone_on_with(place: Path, killed: Path, change: 
 def test_another_mix_is_not_gone_on_with(place: Path, killed: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(killed, copy)  # the tokens of the other mix take the place of these
-    with pytest.raises(RunError, match="the mix is another"):
+    with pytest.raises(RunError, match="the mix has changed"):
         train(settings(place), write_mix(tmp_path / "other", 140, seed=2), copy, stage=1, resume=True)
 
 
@@ -300,21 +300,21 @@ def test_attention_of_its_own_does_what_the_usual_one_does(place: Path) -> None:
         )
     )  # fmt: skip
     capped.set_attn_implementation(attention.VARLEN)
-    with pytest.raises(RunError, match=r'train\.attention = "varlen" has no softcap'):
+    with pytest.raises(RunError, match=r'train\.attention = "varlen" does not support softcap'):
         check_packing(capped)
 
 
 def test_a_stage_of_another_model_is_not_gone_on_with(
     place: Path, trained: tuple[Path, TrainResult], tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="the model that it started from is another"):
+    with pytest.raises(RunError, match="the starting model has changed"):
         train(settings(place, model=str(place / "half")), place / "mix", trained[0], resume=True)
     out = tmp_path / "run"
     shutil.copytree(trained[0], out)
     told = json.loads((out / "stage-1" / "tensors.json").read_text())
     told["model.norm.weight"] = "0"
     (out / "stage-1" / "tensors.json").write_text(json.dumps(told))
-    with pytest.raises(RunError, match=r"stage-2: is done already, .* the model that it started from is another"):
+    with pytest.raises(RunError, match=r"stage-2: was trained with other settings: the starting model has changed"):
         train(settings(place), place / "mix", out, resume=True)
 
 
@@ -328,7 +328,9 @@ def test_stage_2_starts_from_exactly_what_stage_1_left(
     tensors = load_file(file)
     tensors["model.layers.4.mlp.up_proj.weight"][0, 0] += 1e-7
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(RunError, match=r"1 tensors are not those that the stage before left, as model\.layers\.4\.mlp"):
+    with pytest.raises(
+        RunError, match=r"1 tensors have changed since that stage was trained, such as model\.layers\.4\.mlp"
+    ):
         train(settings(place), place / "mix", out, stage=2)
     assert not (out / "stage-2").exists()
 
@@ -338,14 +340,14 @@ def test_stages_that_are_done_are_not_trained_again(place: Path, trained: tuple[
     result = train(settings(place), place / "mix", trained[0], resume=True)
     assert result.commands == []
     assert (trained[0] / "stage-1" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RunError, match="is done already, but not with these settings: the seed"):
+    with pytest.raises(RunError, match="was trained with other settings: the seed"):
         train(settings(place), place / "mix", trained[0], seed=5, resume=True)
-    with pytest.raises(SettingsError, match="has 2 stages"):
+    with pytest.raises(SettingsError, match="has stages 1 to 2"):
         train(settings(place), place / "mix", trained[0], stage=3)
 
 
 def test_a_stage_needs_the_one_before(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="stage-1: is not there, and stage 2 starts from it"):
+    with pytest.raises(RunError, match="stage-1: is missing, and stage 2 starts from it"):
         train(settings(place), place / "mix", tmp_path / "new", stage=2)
 
 
@@ -421,7 +423,7 @@ def test_a_loss_that_is_no_number_ends_the_stage(place: Path, tmp_path: Path) ->
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     asked = settings(place, model=str(broken), validation_examples=0)
-    with pytest.raises(RunError, match=r"no numbers before any training: its weights are damaged"):
+    with pytest.raises(RunError, match=r"NaN or infinite before training: its weights are damaged"):
         train(asked, place / "mix", tmp_path / "run", stage=1)
     asked = asked.model_copy(update={"packing": False})
     with pytest.raises(RunError, match=r"The loss is nan at step 1\. Lower train\.learning_rate"):
@@ -484,10 +486,10 @@ def test_the_command_line_answers_in_messages(place: Path, tmp_path: Path, capsy
     model = f"--set=train.model={place / 'model'}"
     assert "has no table [train]" in told("--dry-run")
     assert "cannot be opened as a model" in told("--dry-run", f"--set=train.model={tmp_path}")
-    assert "reads 2048 tokens at most" in told("--dry-run", model, "--set=train.stages=[{layers='top:1'}]")
-    assert "has 8 layers" in told("--dry-run", model, "--set=train.sequence_length=256")
+    assert "takes at most 2048 tokens" in told("--dry-run", model, "--set=train.stages=[{layers='top:1'}]")
+    assert "has only 8 layers" in told("--dry-run", model, "--set=train.sequence_length=256")
     assert "Missing option '--out'" in told(model)
-    assert "looks at train.… and seed alone" in told(model, "--set=dedup.max_distance=2")
+    assert "reads only train.… and seed" in told(model, "--set=dedup.max_distance=2")
     assert "the cosine would rise" in told(model, "--dry-run", "--set=train.learning_rate=1e-6")
 
 

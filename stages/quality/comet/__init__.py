@@ -1,8 +1,8 @@
-"""The COMET scorer: quality estimation checkpoints of COMET (Rei et al. 2020, 2022) without COMET, which they outrun.
+"""The COMET scorer: runs quality estimation checkpoints of COMET (Rei et al. 2020, 2022) without COMET, and faster.
 
-A window of rows is cut into slices of texts of like length; the next slices are tokenised in a thread while the model is at
-work on one. Within a slice, rows of the same number of tokens stand side by side, so that nothing is padded, and go through
-the model in batches of a budget of tokens.
+A window of rows is split into slices of texts with similar lengths. A thread tokenises the next slices while the model
+processes one. Within a slice, rows with the same number of tokens are adjacent, so that nothing is padded. The model
+processes them in batches with a maximum number of tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 WINDOW = 1 << 16
-"""Rows whose order decides the batches."""
+"""Rows that are divided into batches together."""
 _SLICE = 8192  # texts tokenised at once
-_FIRST = 1024  # of the first slice, for which the model waits; each next one is twice as large
-_AHEAD = 2  # slices tokenised before they are wanted
+_FIRST = 1024  # texts of the first slice, for which the model waits; each next slice is twice as large
+_AHEAD = 2  # slices tokenised in advance
 _HEAD_ROWS = 16_384  # embeddings compared at once
 
 
@@ -39,17 +39,17 @@ class CometScorer:
 
     Args:
         files: the model's files, as `find_model` finds them.
-        precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that computes in it, else fp32.
-        batch_tokens: tokens a batch; by default 65,536 on a GPU, 4,096 without.
-        kernels: whether kernels of our own are used where they can be.
+        precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that supports it, else fp32.
+        batch_tokens: tokens per batch; by default 65,536 on a GPU, 4,096 without.
+        kernels: whether to use the built-in kernels if possible.
 
     Attributes:
         device: `cuda` or `cpu`.
-        precision: what the encoder computes in, `fp32` or `bf16`.
-        tokens: tokens that went through the model so far.
+        precision: precision of the encoder, `fp32` or `bf16`.
+        tokens: number of tokens that the model has processed.
 
     Raises:
-        RunError: torch is not installed, or the model is not one that can be read here.
+        RunError: torch is not installed, or the model cannot be read or is not supported.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class CometScorer:
         self._batch_tokens = batch_tokens or (65_536 if self.device == "cuda" else 4096)
 
     def score(self, table: pa.Table) -> F32:
-        """The model's score of each row as COMET's own `predict` gives it, `src` being the source; shape (n,).
+        """The model's score of each row, as from COMET's `predict`, with `src` as the source; shape (n,).
 
-        The scale is the model's own. A side that is longer than the model's window is cut, and a null is an empty side.
+        The scale depends on the model. A side that is longer than the model's window is truncated; null is empty text.
         """
         src, tgt = (_strings(table, side) for side in ("src", "tgt"))
         scores = np.empty(table.num_rows, np.float32)
@@ -94,7 +94,7 @@ class CometScorer:
         )
 
     def _compare(self, src: pa.Array[Any], tgt: pa.Array[Any]) -> F32:
-        """Scores of rows whose sides are embedded on their own: each text once, however often it stands in the window."""
+        """Scores rows whose sides are embedded separately. Each distinct text of the window is embedded once."""
         import torch
 
         both: Any = pa.concat_arrays([src, tgt]).dictionary_encode()
@@ -118,7 +118,7 @@ class CometScorer:
         return self._gather(len(src), compared())
 
     def _gather(self, count: int, found: Iterable[tuple[I64, Any]]) -> F32:
-        """Scores of all rows on the CPU: nothing waits for the GPU before the last batch is on its way."""
+        """Scores of all rows, on the CPU. Nothing waits for the GPU until the last batch is submitted."""
         import torch
 
         scores = np.empty(count, np.float32)
@@ -128,7 +128,7 @@ class CometScorer:
         return scores
 
     def _embed(self, lengths: I64, tokens: Callable[[pa.Array[Any]], Any]) -> Iterator[tuple[I64, Any]]:
-        """Rows and their embeddings, batch by batch: the longest texts first, as what does not fit shows at once."""
+        """Rows and their embeddings, by batch. The longest texts come first, so that a lack of memory shows at once."""
         order = np.argsort(-lengths, kind="stable")
         slices = [order[part] for part in _slices(len(order))]
         with ThreadPoolExecutor(1, "tokenise") as thread:
@@ -144,7 +144,7 @@ class CometScorer:
                     yield rows[chosen], self._forward(found, chosen)
 
     def _forward(self, tokens: Any, rows: I64) -> Any:
-        """Embeddings of rows of tokens that stand in the order of their lengths."""
+        """Embeddings of rows of tokens, which must be sorted by length."""
         import torch
 
         try:
@@ -154,7 +154,7 @@ class CometScorer:
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise RunError(f"The comet scorer's model does not fit the GPU's memory: {line(error)}") from None
-        half = len(rows) // 2  # below the handler: while that runs, the error holds the failed batch's tensors
+        half = len(rows) // 2  # after the handler: within it, the error keeps the failed batch's tensors in memory
         return torch.cat([self._forward(tokens, rows[:half]), self._forward(tokens, rows[half:])])
 
     def _batch(self, tokens: Any, rows: I64) -> Any:
@@ -171,7 +171,7 @@ class CometScorer:
         bounds = np.append(begins, begins[-1] + lengths[-1]).astype(np.int32)
         arrays = [*gather(tokens.ids, tokens.offsets, rows, self._model.pad), bounds]
         sent: list[Any] = [torch.from_numpy(array) for array in arrays]
-        if self.device == "cuda":  # from pinned memory, a copy does not wait for the batch that is being computed
+        if self.device == "cuda":  # a copy from pinned memory does not wait for the current batch
             sent = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in sent]
         ids, positions, limits = sent
         return Batch(ids, positions, limits, limits[:-1].long(), tuple(groups))
@@ -185,11 +185,11 @@ def _slices(count: int) -> Iterator[slice]:
 
 
 def batches(lengths: I64, budget: int) -> Iterator[slice]:
-    """Stretches of rows of at most a budget of tokens, one row at least.
+    """Splits rows into runs with at most `budget` tokens, or of one row.
 
     Args:
         lengths: tokens of each row, (n,).
-        budget: tokens.
+        budget: maximum number of tokens of a run.
     """
     ends = np.cumsum(lengths)
     start = 0
@@ -204,7 +204,7 @@ def import_torch() -> Any:
     """The module torch.
 
     Raises:
-        RunError: it is not installed, or cannot be imported.
+        RunError: torch is not installed, or cannot be imported.
     """
     try:
         import torch
@@ -218,10 +218,10 @@ def import_torch() -> Any:
 
 
 def check(files: CometFiles) -> None:
-    """Looks at all of a model's files but its weights.
+    """Checks all files of a model, except its weights.
 
     Raises:
-        RunError: the model is not one that can be read here.
+        RunError: the model cannot be read or is not supported.
     """
     from corpusprep.stages.quality.comet.model import shape_of
     from corpusprep.stages.quality.comet.tokens import CometTokenizer
@@ -231,7 +231,7 @@ def check(files: CometFiles) -> None:
 
 
 def precision_of(asked: str) -> str:
-    """`fp32` or `bf16`: what is computed in where a setting says `asked`."""
+    """The precision for the setting `asked`: `fp32` or `bf16`."""
     if asked != "auto":
         return asked
     torch = import_torch()
@@ -239,7 +239,7 @@ def precision_of(asked: str) -> str:
 
 
 def kernels_of(asked: bool) -> bool:
-    """Whether kernels of our own are used where a setting says `asked`: they need a GPU, and Triton a C compiler."""
+    """Whether the built-in kernels are used for the setting `asked`: they need a GPU, Triton and a C compiler."""
     gpu = import_torch().cuda
     if not asked or not gpu.is_available() or gpu.get_device_capability() < (8, 0):
         return False

@@ -1,8 +1,8 @@
-"""Kernels for GPUs, by Triton: what the comet scorer's encoder does between its matrix products, in as few passes over memory
-as there can be.
+"""Triton kernels for GPUs: the steps between the matrix products of the comet scorer's encoder, with as few passes over
+memory as possible.
 
-Sentences are short. Attention that is made for long texts spends most of its time on what lies beyond their ends; here a
-program takes one row and head, in blocks not much larger than the batch's longest row.
+Sentences are short. Attention kernels for long texts spend most of their time beyond the end of a sentence. Here a
+program processes one row and head, in blocks not much larger than the batch's longest row.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _add_norm(x, y, weight, bias, out, size, epsilon, BLOCK: tl.constexpr):  # t
 
 
 def add_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """The layer norm of x + y, (n, size) each, contiguous; weight and bias are (size,). Computed in float32, one row a program,
-    so that a row's bits do not depend on its neighbours."""
+    """The layer norm of x + y, (n, size) each, contiguous; weight and bias are (size,). It is computed in float32, with
+    one row per program, so that the bits of a row do not depend on its neighbours."""
     rows, size = x.shape
     out = torch.empty_like(x)
     if rows:
@@ -77,13 +77,13 @@ def _attention(  # type: ignore[no-untyped-def]
 def attention(
     query: Tensor, key: Tensor, value: Tensor, query_bounds: Tensor, bounds: Tensor, asking: int, longest: int
 ) -> Tensor:
-    """Attention within each of n rows that lie one behind the other, to all of a row's tokens.
+    """Attention within each of n concatenated rows, over all tokens of the row.
 
     Args:
         query: (queries, heads, size), the last two contiguous.
         key, value: (t, heads, size), likewise.
-        query_bounds, bounds: int32 (n + 1,), where each row's queries and its tokens begin, and where the last one's end.
-        asking, longest: queries and tokens of a row, at most.
+        query_bounds, bounds: int32 (n + 1,), the start of each row's queries and tokens, and the end of the last row's.
+        asking, longest: maximum number of queries and of tokens of a row.
 
     Returns:
         (queries, heads, size).
@@ -100,7 +100,7 @@ def attention(
 
 
 def _blocks(asking: int, longest: int) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps, and stages of the pipeline: what was fastest on an H100."""
+    """Queries and keys of a block, warps, and stages of the pipeline: the fastest values on an H100."""
     queries, keys = max(triton.next_power_of_2(asking), 16), max(triton.next_power_of_2(longest), 16)
     if queries <= 32:
         return queries, min(keys, 64), 2, 1 if keys <= 64 else 2
@@ -110,14 +110,14 @@ def _blocks(asking: int, longest: int) -> tuple[int, int, int, int]:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU of a linear layer, its approximation by tanh, which cuBLAS computes at the end of the product: the difference from
-    the exact one is below what bfloat16 rounds away."""
+    """GELU of a linear layer, in the tanh approximation, which cuBLAS computes at the end of the product. The
+    difference from exact GELU is below the rounding of bfloat16."""
     found: Tensor = torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
     return found
 
 
 def check(like: Tensor, heads: int) -> None:
-    """Compiles and runs each kernel in each shape that it may take. Raises whatever Triton raises where it cannot."""
+    """Compiles and runs each kernel in each of its possible shapes. Raises the error of Triton if this fails."""
     size = like.shape[1]
     some = torch.zeros((512, size), dtype=like.dtype, device=like.device)
     add_norm(some, some, some[0], some[0], 1e-5)

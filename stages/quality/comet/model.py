@@ -1,13 +1,13 @@
-"""The network of a COMET quality estimation model, run on rows that lie one behind the other without padding.
+"""The network of a COMET quality estimation model, run on concatenated rows without padding.
 
-Two classes of model are known: `unified_metric` (Rei et al., "CometKiwi", WMT 2022), which reads translation and source as
-one sequence, and `referenceless_regression_metric` (Rei et al., "Unbabel's participation in the WMT20 metrics shared task"),
-which compares embeddings of the two. Their encoder is XLM-RoBERTa (Conneau et al. 2020) or XLM-RoBERTa-XL (Goyal et al.
-2021). Hidden states of all layers are mixed with learned weights (softmax, or sparsemax of Martins and Astudillo 2016), pooled,
-and put through a feed-forward head.
+Two model classes are supported: `unified_metric` (Rei et al., "CometKiwi", WMT 2022), which reads translation and
+source as one sequence, and `referenceless_regression_metric` (Rei et al., "Unbabel's participation in the WMT20 metrics
+shared task"), which compares embeddings of the two. Their encoder is XLM-RoBERTa (Conneau et al. 2020) or
+XLM-RoBERTa-XL (Goyal et al. 2021). Hidden states of all layers are mixed with learned weights (softmax, or sparsemax of
+Martins and Astudillo 2016), pooled, and passed to a feed-forward head.
 
-What the head does not look at is not computed: no layer above the last whose weight is not zero, and where only the first
-token counts, nothing of that layer but the first token.
+States that the head does not use are not computed. Layers above the last layer with a non-zero weight are skipped. If
+only the first token is used, the last layer computes only that token.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 from corpusprep.errors import RunError
 from corpusprep.stages.quality.comet.files import CometFiles, line, needs_reference, read_hparams, unreadable
 
-_UNBABEL = 'backend = "unbabel" runs it with COMET itself.'
-_DEFAULTS: dict[str, dict[str, Any]] = {  # what COMET's classes take for hyperparameters that a checkpoint does not name
+_UNBABEL = 'Set quality.backend = "unbabel" to run it with COMET itself.'
+_DEFAULTS: dict[str, dict[str, Any]] = {  # defaults of COMET's classes for missing hyperparameters
     "unified_metric": {
         "encoder_model": "XLM-RoBERTa", "layer": "mix", "layer_transformation": "sparsemax", "layer_norm": True, "pool": "cls",
         "hidden_sizes": [3072, 1024], "activations": "Tanh", "final_activation": None, "input_segments": ["mt", "src", "ref"],
@@ -52,18 +52,18 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 _HEAD_ACTIVATIONS = ("Tanh", "Sigmoid", "Softplus", "Softsign", "Hardtanh", "Identity", "Tanhshrink")
-_LAYER_NORM_EPSILON = 1e-12  # of the mix
+_LAYER_NORM_EPSILON = 1e-12  # of the layer mix
 
 
 class Batch(NamedTuple):
-    """Rows of tokens, one behind the other, equally long ones side by side.
+    """Concatenated rows of tokens; rows of equal length are adjacent.
 
     Attributes:
         tokens: int64 (t,).
-        positions: int64 (t,), which position embedding each token has.
-        bounds: int32 (n + 1,), where each row begins, and where the last one ends.
-        first: int64 (n,), where each row begins.
-        groups: (where it begins, rows, tokens a row) of each stretch of rows that are equally long.
+        positions: int64 (t,), index of each token's position embedding.
+        bounds: int32 (n + 1,), the start of each row, and the end of the last row.
+        first: int64 (n,), the start of each row.
+        groups: (start, rows, tokens per row) of each run of rows of equal length.
     """
 
     tokens: Tensor
@@ -80,7 +80,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """What `config.json` says of an encoder."""
+    """The shape of an encoder, from its `config.json`."""
 
     hidden: int
     layers: int
@@ -105,7 +105,7 @@ class _Layer(NamedTuple):
 
 
 class _Weights:
-    """The weights of a checkpoint, taken one by one: each must be there, of the right shape, and be taken."""
+    """The weights of a checkpoint, taken one by one. Each must exist, have the right shape, and be taken."""
 
     def __init__(self, found: dict[str, Tensor], checkpoint: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._found = {
@@ -123,11 +123,11 @@ class _Weights:
             return torch.zeros(shape, dtype=dtype or self._dtype, device=self._device)
         if tuple(value.shape) != shape:
             raise RunError(
-                f"{self._checkpoint}: {name} has shape {tuple(value.shape)}, where its hyperparameters and its encoder's "
-                f"config.json want {shape}. Do they belong together?"
+                f"{self._checkpoint}: {name} has shape {tuple(value.shape)}, but its hyperparameters and its encoder's "
+                f"config.json require {shape}. Check that the files are from the same model."
             )
         if not value.dtype.is_floating_point:
-            raise RunError(f"{self._checkpoint}: {name} is {value.dtype}; weights are floats.")
+            raise RunError(f"{self._checkpoint}: {name} is {value.dtype}; weights must be floats.")
         return value.to(dtype or self._dtype).to(self._device)
 
     def linear(self, name: str, out: int, into: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -139,12 +139,12 @@ class _Weights:
     def all_taken(self) -> None:
         if self._missing:
             raise RunError(
-                f"{self._checkpoint} is incomplete or does not fit its hparams.yaml: it lacks {len(self._missing)} of the "
-                f"model's weights, as {self._missing[0]}."
+                f"{self._checkpoint} is incomplete or does not match its hparams.yaml: {len(self._missing)} of the "
+                f"model's weights are missing, such as {self._missing[0]}."
             )
         if self._found:
             raise RunError(
-                f"{self._checkpoint} holds {len(self._found)} weights that its hyperparameters have no place for, as "
+                f"{self._checkpoint} has {len(self._found)} weights that do not match its hyperparameters, such as "
                 f"{min(self._found)}. {_UNBABEL}"
             )
 
@@ -158,7 +158,7 @@ class Encoder:
         name = "encoder.model.embeddings"
         self._words = weights.take(f"{name}.word_embeddings.weight", shape.vocabulary, h)
         self._positions = weights.take(f"{name}.position_embeddings.weight", shape.positions, h)
-        # There is one type of token: its embedding is the same for all.
+        # There is one token type: its embedding is the same for all tokens.
         self._positions = self._positions + weights.take(f"{name}.token_type_embeddings.weight", 1, h)
         self._norm = None if shape.norm_first else weights.norm(f"{name}.LayerNorm", h)
         self._layers = []
@@ -186,7 +186,7 @@ class Encoder:
     def states(self, batch: Batch, first_only: bool) -> Iterator[Tensor]:
         """Hidden states from the embeddings to the last layer that is kept, (t, hidden) each.
 
-        Where first_only, the last one is of the first token of each row alone, (n, hidden).
+        If first_only, the last state has only the first token of each row, (n, hidden).
         """
         shape = self.shape
         x = F.embedding(batch.tokens, self._words) + F.embedding(batch.positions, self._positions)
@@ -252,7 +252,7 @@ class Encoder:
         return F.layer_norm(x, (self.shape.hidden,), *norm, self.shape.epsilon)
 
     def _add_normalise(self, x: Tensor, y: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        """The layer norm of x + y; x may be written over."""
+        """The layer norm of x + y; x may be overwritten."""
         if self._kernels is not None:
             found: Tensor = self._kernels.add_norm(x, y, *norm, self.shape.epsilon)
             return found
@@ -260,10 +260,10 @@ class Encoder:
 
 
 def _kernels(like: Tensor, heads: int) -> Any:
-    """Kernels of our own for tensors like this.
+    """The built-in kernels for tensors like this; None if a head is too large.
 
     Raises:
-        RunError: they cannot be compiled.
+        RunError: the kernels cannot be compiled.
     """
     if like.shape[1] // heads > 128:
         return None
@@ -273,10 +273,10 @@ def _kernels(like: Tensor, heads: int) -> Any:
         kernels.check(like, heads)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton says in many ways what it lacks
+    except Exception as error:  # Triton raises many types of errors
         raise RunError(
-            f"Triton cannot compile kernels for this GPU: {type(error).__name__}: {line(error)} Set quality.kernels = false to "
-            "do without them."
+            f"Triton cannot compile kernels for this GPU: {type(error).__name__}: {line(error)} Set quality.kernels = "
+            "false to run without them."
         ) from error
     return kernels
 
@@ -286,17 +286,17 @@ class CometModel:
 
     Args:
         files: the model's files.
-        dtype: what the encoder computes in; mix, pooling and head are in float32.
-        device: where.
-        kernels: whether kernels of our own are used.
+        dtype: type of the encoder's computation; mix, pooling and head are in float32.
+        device: device of the model.
+        kernels: whether the built-in kernels are used.
 
     Attributes:
         joint: whether translation and source are read as one sequence; else embeddings of single texts are compared.
-        limit: the most tokens that the encoder takes.
+        limit: maximum number of tokens of the encoder.
         hidden: size of an embedding.
 
     Raises:
-        RunError: the checkpoint cannot be read, lacks weights, or is of a kind that is not known here.
+        RunError: the checkpoint cannot be read, lacks weights, or is not supported.
     """
 
     def __init__(self, files: CometFiles, dtype: torch.dtype, device: torch.device, kernels: bool = False) -> None:
@@ -322,16 +322,16 @@ class CometModel:
     def _mix(
         self, settings: dict[str, Any], hparams: dict[str, Any], weights: _Weights, shape: Shape, checkpoint: Path
     ) -> None:
-        """How much of each layer's states is taken."""
+        """Sets the weight of each layer's states."""
         if self.pool not in ("avg", "cls", "max", "default"):
-            raise RunError(f"{checkpoint}: pooling {self.pool!r} is not known.")
+            raise RunError(f"{checkpoint}: the pooling {self.pool!r} is not supported.")
         self._normed, self._gamma = False, 1.0
         layer = settings["layer"]
         if layer != "mix" or self.pool == "default":
             if self.pool == "default":  # the first token's last state
                 layer, self.pool = shape.layers, "cls"
             if not isinstance(layer, int) or not 0 <= layer <= shape.layers:
-                raise RunError(f"{checkpoint}: layer {layer!r} is not one of the encoder's {shape.layers + 1}.")
+                raise RunError(f"{checkpoint}: layer {layer!r} is not one of the encoder's {shape.layers + 1} layers.")
             self._shares = [float(k == layer) for k in range(shape.layers + 1)]
         if settings["layer"] != "mix":
             return
@@ -342,7 +342,7 @@ class CometModel:
         gamma = weights.take("layerwise_attention.gamma", 1, dtype=torch.float32)
         if settings["pool"] == "default":
             return
-        # "sparsemax_patch" is what models are called that were trained with softmax under the name of sparsemax.
+        # "sparsemax_patch" marks models that were trained with softmax although their setting is sparsemax.
         sparse = (
             settings["layer_transformation"] == "sparsemax" and hparams.get("layer_transformation") != "sparsemax_patch"
         )
@@ -373,8 +373,8 @@ class CometModel:
         return self._most(mixed, batch) if self.pool == "max" else mixed
 
     def score(self, embedded: Tensor) -> Tensor:
-        """The head's score of each row, float32 (n,), of embeddings: of whole rows, or of translation and source beside each
-        other, (n, 2, hidden)."""
+        """The head's score of each row, float32 (n,). The embeddings are those of whole rows, or of translation and
+        source, (n, 2, hidden)."""
         if not self.joint:
             mt, src = embedded.unbind(1)
             embedded = torch.cat((mt, src, mt * src, (mt - src).abs()), 1)
@@ -392,7 +392,7 @@ class CometModel:
         return torch.cat([group.amax(1) for group in _apart(state, batch)])
 
     def _standardise(self, piece: Tensor, state: Tensor, batch: Batch) -> Tensor:
-        """The piece less the mean of all of a row's states, by their deviation; both over tokens and dimensions."""
+        """(piece - mean) / deviation, with mean and deviation of all states of a row, over tokens and dimensions."""
         found = []
         for group in _apart(state.float(), batch):
             mean = group.mean((1, 2), keepdim=True)
@@ -400,11 +400,11 @@ class CometModel:
         mean, variance = torch.cat(found).unbind(1)
         deviation = torch.sqrt(variance + _LAYER_NORM_EPSILON)
         if self.pool == "avg":
-            # Padding tokens that stand in the text count as zero before they are standardised, and after.
+            # Padding tokens within the text count as zero, before and after standardisation.
             real = (batch.tokens != self.pad).float().unsqueeze(1)
             share = torch.cat([group.mean((1, 2)) for group in _apart(real, batch)])
             return (piece - (mean * share).unsqueeze(1)) / deviation.unsqueeze(1)
-        if piece.shape[0] != mean.shape[0]:  # of every token
+        if piece.shape[0] != mean.shape[0]:  # one item per token
             lengths = torch.tensor(
                 [length for _, rows, length in batch.groups for _ in range(rows)], device=mean.device
             )
@@ -419,7 +419,7 @@ def _apart(state: Tensor, batch: Batch) -> Iterator[Tensor]:
 
 
 def sparsemax(values: Tensor) -> Tensor:
-    """The point of the simplex that is nearest to values (n,); most of its coordinates are zero."""
+    """The point of the simplex nearest to values (n,); most of its coordinates are zero."""
     ordered = values.sort(descending=True).values
     sums = ordered.cumsum(0) - 1
     counts = torch.arange(1, len(values) + 1)
@@ -430,7 +430,7 @@ def sparsemax(values: Tensor) -> Tensor:
 def _head(settings: dict[str, Any], weights: _Weights, into: int, checkpoint: Path) -> list[Callable[[Tensor], Tensor]]:
     def activation(name: Any) -> Callable[[Tensor], Tensor]:
         if str(name).title() not in _HEAD_ACTIVATIONS:
-            raise RunError(f"{checkpoint}: the activation {name!r} of its head is not known. {_UNBABEL}")
+            raise RunError(f"{checkpoint}: the activation {name!r} of its head is not supported. {_UNBABEL}")
         module: Callable[[Tensor], Tensor] = getattr(torch.nn, str(name).title())()
         return module
 
@@ -451,7 +451,7 @@ def _head(settings: dict[str, Any], weights: _Weights, into: int, checkpoint: Pa
 def _known(checkpoint: Path, hparams: dict[str, Any]) -> str:
     kind = str(hparams["class_identifier"])
     if kind not in _DEFAULTS:
-        raise RunError(f"{checkpoint}: models of class {kind} are not known here. {_UNBABEL}")
+        raise RunError(f"{checkpoint}: models of class {kind} are not supported. {_UNBABEL}")
     return kind
 
 
@@ -459,7 +459,7 @@ def shape_of(files: CometFiles) -> Shape:
     """The shape of a model's encoder, from its small files.
 
     Raises:
-        RunError: the model or its encoder is of a kind that is not known here.
+        RunError: the model or its encoder is not supported.
     """
     hparams = read_hparams(files.checkpoint)
     kind = _known(files.checkpoint, hparams)
@@ -467,13 +467,13 @@ def shape_of(files: CometFiles) -> Shape:
 
 
 def _shape(config: Path, encoder: str) -> Shape:
-    """What config.json says.
+    """The shape in config.json.
 
     Raises:
-        RunError: it cannot be read, or the encoder is of another kind.
+        RunError: the file cannot be read, or the encoder is not supported.
     """
     if encoder not in ("XLM-RoBERTa", "XLM-RoBERTa-XL"):
-        raise RunError(f"{config}: encoders of class {encoder} are not known here. {_UNBABEL}")
+        raise RunError(f"{config}: encoders of class {encoder} are not supported. {_UNBABEL}")
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
         shape = Shape(
@@ -491,19 +491,19 @@ def _shape(config: Path, encoder: str) -> Shape:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{config} does not describe an encoder: {type(error).__name__}: {line(error)}") from error
     if shape.activation not in _ACTIVATIONS or found.get("position_embedding_type", "absolute") != "absolute":
-        raise RunError(f"{config}: {shape.activation} or its kind of positions is not known here. {_UNBABEL}")
+        raise RunError(f"{config}: {shape.activation} or its type of positions is not supported. {_UNBABEL}")
     if shape.heads < 1 or shape.hidden % shape.heads or shape.positions < 8 or shape.layers < 1:
-        raise RunError(f"{config} does not describe an encoder: its sizes do not go together.")
+        raise RunError(f"{config} does not describe an encoder: its sizes are inconsistent.")
     return shape
 
 
 def _contents(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and hyperparameters of a checkpoint. The weights are mapped, not read; nothing but data is unpickled."""
+    """Weights and hyperparameters of a checkpoint. The weights are memory-mapped, not read; only data is unpickled."""
     try:
         found = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         state, settings = found["state_dict"], found["hyper_parameters"]
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("a weight is no tensor")
+            raise TypeError("a weight is not a tensor")
         return dict(state), dict(settings)
-    except Exception as error:  # whatever unpickling a stranger's file may come upon
+    except Exception as error:  # unpickling an unknown file can raise any error
         raise unreadable(checkpoint, error) from error

@@ -1,4 +1,4 @@
-"""Texts as the tokens that a COMET model reads, in bulk."""
+"""Tokenises texts for COMET models, in bulk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corpusprep.stages.quality.comet.files import line
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-_MAX_CHARACTERS = 1 << 16  # of a text that are looked at: far beyond the tokens that a model takes
+_MAX_CHARACTERS = 1 << 16  # longer texts are cut, far beyond the tokens that a model accepts
 _CACHED_WORDS = 1 << 18
 
 
@@ -38,7 +38,7 @@ class CometTokenizer:
 
     Args:
         file: `tokenizer.json`, or a sentencepiece model.
-        limit: the most tokens that the encoder takes.
+        limit: maximum number of tokens of the encoder.
 
     Raises:
         RunError: the file cannot be read, or lacks a token that the encoder needs.
@@ -48,37 +48,37 @@ class CometTokenizer:
         self._tokenizer = _open(file)
         special = [self._tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>")]
         if None in special:
-            raise RunError(f"{file} has no tokens <s>, <pad> and </s>: it is no tokenizer of XLM-RoBERTa.")
+            raise RunError(f"{file} has no tokens <s>, <pad> and </s>: it is not a tokenizer of XLM-RoBERTa.")
         self._begin, self._pad, self._end = special
         self._limit = limit
-        # COMET cuts each text to two tokens less than the model takes, with its begin and end, and then a pair to the limit.
+        # COMET truncates each text, with begin and end, to the model's limit minus two tokens, then pairs to the limit.
         self._tokenizer.enable_truncation(max(limit - 4, 1))
         self._tokenizer.no_padding()
         model = self._tokenizer.model
-        if hasattr(model, "_resize_cache"):  # of words that were tokenised before: 10,000 are too few for a language
+        if hasattr(model, "_resize_cache"):  # cache of tokenised words: 10,000 are too few for a language
             model._resize_cache(_CACHED_WORDS)
             self._tokenizer.model = model
 
     def check(self, file: Path, vocabulary: int, pad: int) -> None:
-        """Holds the tokenizer against its encoder.
+        """Checks that the tokenizer matches its encoder.
 
         Raises:
-            RunError: they do not belong together.
+            RunError: they do not match.
         """
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if size > vocabulary or self._pad != pad:
             raise RunError(
-                f"{file} does not belong to the model's encoder: it has {size:,} tokens and <pad> is {self._pad}, where the "
+                f"{file} does not match the model's encoder: it has {size:,} tokens and <pad> is {self._pad}, but the "
                 f"encoder has {vocabulary:,} and {pad}."
             )
 
     def texts(self, texts: Sequence[str]) -> Tokens:
-        """Each text between begin and end."""
+        """Tokens of each text, with begin and end."""
         ids, offsets = self._encode(texts)
         return Tokens(*_wrap(ids, offsets, self._begin, self._end))
 
     def pairs(self, translations: Sequence[str], sources: Sequence[str]) -> Tokens:
-        """Translation and source as one row each: `<s> translation </s></s> source </s>`, cut at the limit."""
+        """Tokens of each pair as one row: `<s> translation </s></s> source </s>`, truncated to the limit."""
         left, right = self._encode(translations), self._encode(sources)
         return Tokens(*_join(*left, *right, self._begin, self._end, self._pad, self._limit))
 
@@ -112,7 +112,7 @@ def _wrap(ids: I32, offsets: I64, begin: int, end: int) -> tuple[I32, I64]:
 def _join(
     left: I32, left_offsets: I64, right: I32, right_offsets: I64, begin: int, end: int, pad: int, limit: int
 ) -> tuple[I32, I64]:
-    """A padding token that stands in a text is left out, as COMET does when it joins the two."""
+    """Joins translations and sources. Padding tokens within a text are removed, as in COMET."""
     rows = left_offsets.size - 1
     out = np.empty(left.size + right.size + 4 * rows, np.int32)
     ends = np.zeros(rows + 1, np.int64)
@@ -140,10 +140,10 @@ def _join(
 
 @kernel
 def gather(ids: I32, offsets: I64, order: I64, pad: int) -> tuple[I64, I64]:
-    """Rows one behind the other in an order, and their tokens' positions.
+    """Concatenates rows in the given order. Returns their tokens and the tokens' positions.
 
-    XLM-RoBERTa counts positions from the one after its padding token's id; a padding token that stands in the text has that
-    id as its position, and is not counted.
+    In XLM-RoBERTa, positions start at the padding token's id plus 1. A padding token within the text has that id as its
+    position, and is not counted.
     """
     total = 0
     for row in order:
@@ -165,7 +165,7 @@ def gather(ids: I32, offsets: I64, order: I64, pad: int) -> tuple[I64, I64]:
 
 
 def compile_kernels() -> None:
-    """Runs each kernel on one token."""
+    """Compiles the kernels: runs each on one token."""
     one = np.zeros(1, np.int32), np.array([0, 1], np.int64)
     _wrap(*one, 0, 2)
     _join(*one, *one, 0, 2, 1, 512)
@@ -181,8 +181,6 @@ def _open(file: Path) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(file.parent, local_files_only=True, use_fast=True).backend_tokenizer
-    except Exception as error:  # tokenizers raises bare exceptions; transformers has many
-        remedy = (
-            "" if file.suffix == ".json" else " Reading a sentencepiece model needs pip install sentencepiece protobuf."
-        )
+    except Exception as error:  # tokenizers raises bare exceptions; transformers raises many types
+        remedy = "" if file.suffix == ".json" else " For a sentencepiece model, run pip install sentencepiece protobuf."
         raise RunError(f"{file} cannot be read as a tokenizer: {line(error)}{remedy}") from error

@@ -1,4 +1,4 @@
-"""Checkpoints of COMET run by unbabel-comet itself: for classes of model that the comet scorer does not know, and to compare."""
+"""Runs COMET checkpoints with unbabel-comet: for model classes that the comet scorer lacks, and for comparison."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class UnbabelScorer:
 
     Args:
         model: name on the Hugging Face hub, folder, or `.ckpt` file in such a folder.
-        batch_size: rows a batch, at most.
+        batch_size: maximum rows per batch.
 
     Raises:
-        RunError: COMET is not installed, the model cannot be had, or it needs a reference.
+        RunError: COMET is not installed, the model cannot be loaded, or it needs a reference.
     """
 
     def __init__(self, model: str, batch_size: int) -> None:
@@ -43,15 +43,15 @@ class UnbabelScorer:
         self._batch_size = batch_size
 
     def score(self, table: pa.Table) -> F32:
-        """The model's score of each row as COMET's own `predict` gives it, `src` being the source; shape (n,).
+        """The model's score of each row, as from COMET's `predict`, with `src` as the source; shape (n,).
 
-        The scale is the model's own. A side that is longer than the model's window is cut, and a null is an empty side.
+        The scale depends on the model. A side that is longer than the model's window is truncated; null is empty text.
         """
         import torch
 
         src, tgt = (_texts(table, side) for side in ("src", "tgt"))
-        # Rows of like length share a batch, or most of it is padding. The longest come first: what does not fit shows at
-        # once. Bytes, since a token is about as many of them in every script.
+        # Rows with similar lengths share a batch; otherwise most of it would be padding. The longest rows come first,
+        # so that a lack of memory shows at once. Lengths are in bytes: a token has about as many bytes in each script.
         lengths = np.asarray(pc.binary_length(src)) + np.asarray(pc.binary_length(tgt))
         order = np.argsort(-lengths, kind="stable")
         rows = [{"src": s, "mt": t} for s, t in zip(src.to_pylist(), tgt.to_pylist(), strict=True)]
@@ -63,7 +63,7 @@ class UnbabelScorer:
         return scores
 
     def _predict(self, rows: list[dict[str, str]]) -> F32:
-        """What `predict` does with a batch, without the Trainer, its workers and its progress bar."""
+        """Scores a batch like `predict`, without the Trainer, its workers and its progress bar."""
         import torch
 
         try:
@@ -73,7 +73,7 @@ class UnbabelScorer:
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise RunError(f"The comet scorer's model does not fit the GPU's memory: {line(error)}") from None
-        half = len(rows) // 2  # below the handler: while that runs, the error holds the failed batch's tensors
+        half = len(rows) // 2  # after the handler: within it, the error keeps the failed batch's tensors in memory
         return np.concatenate([self._predict(rows[:half]), self._predict(rows[half:])])
 
 
@@ -87,7 +87,7 @@ def import_comet() -> None:
     """Imports COMET.
 
     Raises:
-        RunError: it is not installed, or cannot be imported.
+        RunError: COMET is not installed, or cannot be imported.
     """
     try:
         import comet  # noqa: F401
@@ -95,8 +95,8 @@ def import_comet() -> None:
         if error.name != "comet":
             raise _broken(error) from error
         raise RunError(
-            "quality.backend = \"unbabel\" needs COMET. Install it with pip install 'corpusprep[comet]' in an environment of "
-            "its own, or leave quality.backend out."
+            "quality.backend = \"unbabel\" needs COMET. Install it with pip install 'corpusprep[comet]' in a separate "
+            "environment, or remove quality.backend."
         ) from None
     except ImportError as error:
         raise _broken(error) from error
@@ -104,8 +104,8 @@ def import_comet() -> None:
 
 def _broken(error: ImportError) -> RunError:
     return RunError(
-        f"COMET is installed, but cannot be imported: {line(error)} It needs old versions of other packages: "
-        "pip install 'corpusprep[comet]' in an environment of its own has those that work together."
+        f"COMET is installed, but cannot be imported: {line(error)} It needs old versions of other packages. "
+        "To get them, run pip install 'corpusprep[comet]' in a separate environment."
     )
 
 
@@ -116,19 +116,19 @@ def _load(checkpoint: Path, hparams: dict[str, Any]) -> Any:
         model = _open(checkpoint)
     except OSError as error:
         raise RunError(
-            f"{checkpoint}: the tokenizer and config.json of its encoder, {encoder}, are not in the local cache, and cannot "
-            f"be downloaded: {line(error)} Run once with a network, or run hf download {encoder} where there is one and "
-            "set HF_HOME to a copy of its cache."
+            f"{checkpoint}: the tokenizer and config.json of its encoder, {encoder}, are not in the local cache and "
+            f"cannot be downloaded: {line(error)} Run once with network access. Or run hf download {encoder} on a "
+            "machine with network access, and set HF_HOME to a copy of its cache."
         ) from error
-    except Exception as error:  # whatever building a model after a stranger's file may come upon
+    except Exception as error:  # a model from an unknown file can raise any error
         raise unreadable(checkpoint, error) from error
-    # COMET loads without strictness, since old checkpoints hold buffers that encoders no longer have: a weight that a
-    # checkpoint lacks would be left as it was drawn at random.
+    # COMET does not load strictly, because old checkpoints have buffers that encoders no longer have. A weight that is
+    # missing in a checkpoint would keep its random initial value.
     missing = [name for name, _ in model.named_parameters() if name not in weights]
     if missing:
         raise RunError(
-            f"{checkpoint} is incomplete or does not fit its hparams.yaml: it lacks {len(missing)} of the model's weights, "
-            f"as {missing[0]}."
+            f"{checkpoint} is incomplete or does not match its hparams.yaml: {len(missing)} of the model's weights are "
+            f"missing, such as {missing[0]}."
         )
     if model.requires_references():
         raise needs_reference(checkpoint, hparams["class_identifier"])
@@ -136,13 +136,13 @@ def _load(checkpoint: Path, hparams: dict[str, Any]) -> Any:
 
 
 def _contents(checkpoint: Path) -> tuple[frozenset[str], str]:
-    """Names of a checkpoint's weights and of its encoder. The weights are mapped, not read."""
+    """Names of a checkpoint's weights and of its encoder. The weights are memory-mapped, not read."""
     import torch
 
     try:
         found = torch.load(checkpoint, map_location="cpu", mmap=True)
         return frozenset(found["state_dict"]), str(found["hyper_parameters"]["pretrained_model"])
-    except Exception as error:  # whatever unpickling a stranger's file may come upon
+    except Exception as error:  # unpickling an unknown file can raise any error
         raise unreadable(checkpoint, error) from error
 
 
@@ -151,13 +151,13 @@ def _open(checkpoint: Path) -> Any:
 
     try:
         return comet.load_from_checkpoint(str(checkpoint), local_files_only=True)
-    except Exception:  # transformers has many ways to say that a file is not in the cache
+    except Exception:  # transformers raises many types of errors if a file is not in the cache
         return comet.load_from_checkpoint(str(checkpoint))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences COMET, Lightning and transformers: they warn of what the user cannot change, and set up the root logger."""
+    """Silences COMET, Lightning and transformers: their warnings do not help users, and they set up the root logger."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
     logging.disable(logging.WARNING)

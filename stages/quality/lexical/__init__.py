@@ -1,10 +1,10 @@
-"""The lexical scorer: is the target a translation of the source, judged by what the corpus itself teaches.
+"""The lexical scorer: estimates whether the target translates the source, with a model learned from the corpus itself.
 
 Two sides are a translation if each makes the other likely (IBM model 1, `model1.py`), and if their lengths, numbers,
-names and punctuation agree (`features.py`). A row is never judged by a model that learned from it: rows fall into five
-folds by a hash of their normalised text, and the model of a fold is trained on the other four. How much each piece of evidence
-weighs is learned for each pair by logistic regression of its rows against the same rows spoilt: with the target of another row, or
-with one side cut short.
+names and punctuation agree (`features.py`). A row is never judged by a model that learned from it: rows are divided
+into five folds by a hash of their normalised text, and the model of a fold is trained on the other four. The weights of
+the features are learned per pair, by logistic regression of its rows against corrupted copies of them: with the target
+of another row, or with one side truncated.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 Text = tuple[I64, U8]  # offsets and bytes
 
-_ROUNDS = 3  # of EM; more do not help
-# Pairs of tokens in one row, over all rows, that each level of pieces may have: a bound on time (about 1 µs a pair) and memory.
-# Measured on 950 to 4,000 rows a pair at 2 % of clean rows lost: level 2 finds 0.88 of misaligned rows where level 1 finds 0.85;
-# level 1 finds 0.91 where level 0 finds 0.88.
+_ROUNDS = 3  # rounds of EM; more do not help
+# Maximum number of token pairs within rows, over all rows, for each level of pieces. It bounds time (about 1 µs per
+# pair) and memory. Measured on 950 to 4,000 rows per pair at 2 % of clean rows lost: level 2 finds 0.88 of misaligned
+# rows where level 1 finds 0.85; level 1 finds 0.91 where level 0 finds 0.88.
 _PAIRS = (40_000_000, 20_000_000, 10_000_000)
-_CONTRASTED = 20_000  # rows that the regressions see
-# Odds of a misaligned and a truncated row against a good one that the probability stands for.
+_CONTRASTED = 20_000  # rows used by the regressions
+# Prior odds of a misaligned and of a truncated row against a good row.
 _PRIORS = (0.7, 0.5)
 _RIDGE = 3.0
-_LEAST = 20  # rows below which nothing is learned, and no row is judged
+_LEAST = 20  # with fewer rows nothing is learned, and no row is judged
 
 
 def learn(sample: pa.Table, limit: int, seed: int) -> bytes:
@@ -59,14 +59,14 @@ def learn(sample: pa.Table, limit: int, seed: int) -> bytes:
 
 
 class LexicalScorer:
-    """Scores rows by what was learned of their pairs; models are unpacked when their pair is first met."""
+    """Scores rows with the models of their pairs. A model is unpacked when its pair first occurs."""
 
     def __init__(self, states: Mapping[str, bytes]) -> None:
         self._states = states
         self._models: dict[str, Model] = {}
 
     def score(self, table: pa.Table) -> F32:
-        """One score a row in [0, 1]; NaN where the pair has no state, or too small a one."""
+        """One score per row in [0, 1]; NaN if the pair has no state, or learned from too few rows."""
         scores = np.full(table.num_rows, np.nan, np.float32)
         names, codes = pairs_of(table)
         for k, name in enumerate(names):
@@ -91,10 +91,10 @@ def score(model: Model, src: Text, tgt: Text) -> F32:
 
 
 def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str) -> Model:
-    """Learns from n rows.
+    """Learns a model from n rows.
 
     Args:
-        keys: (n,), seeded hashes of the rows, ascending; where there are too many rows, the last are left out.
+        keys: (n,), seeded hashes of the rows, ascending; if there are too many rows, the last ones are left out.
     """
     for level in (2, 1, 0):
         plans = np.stack([text.plan(language, level) for language in (src_lang, tgt_lang)])
@@ -128,20 +128,20 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
 
 
 def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: U64, tgt_rows: U64) -> Model:
-    """Adds the fit of lengths and the weights of the evidence."""
+    """Adds the fit of lengths and the weights of the features to a model."""
     n = min(keys.size, _CONTRASTED)
     keys, folds, rows = keys[:n], folds[:n], np.arange(n)
     good = _evidence(model, src, tgt, rows, rows, None, folds)
     model = model._replace(length=_fit_length(good[:, evidence.SRC_LETTERS], good[:, evidence.TGT_LETTERS]))
     good = _evidence(model, src, tgt, rows, rows, None, folds)
-    # The target of another row of the fold, whatever its length, or of about the same length.
+    # The target of another row of the fold, of any length or of about the same length.
     letters = good[:, evidence.TGT_LETTERS]
     other = [_others(np.lexsort((keys, by)), folds, shift) for by in (np.zeros(n), letters) for shift in (1, 2)]
     a, b = np.tile(rows, len(other)), np.concatenate(other)
     differ = (src_rows[a] != src_rows[b]) & (tgt_rows[a] != tgt_rows[b])
     a, b = a[differ], b[differ]
     misaligned = _evidence(model, src, tgt, a, b, None, folds[a])
-    # 15 to 50 % of the target, or of the source; half of them with the closing mark of the whole.
+    # 15 to 50 % of the target or of the source; half of them keep the closing mark of the text.
     share = (
         0.15
         + 0.35 * (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -159,7 +159,7 @@ def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: 
         ]
         model = model._replace(weights=np.stack(weights))
         evidence.judge(good, model.weights, p)
-        weight = np.where(p < 0.2, 0.0, 1.0)  # a real row that looks spoilt most likely is
+        weight = np.where(p < 0.2, 0.0, 1.0)  # a real row that looks corrupted probably is
     return model
 
 
@@ -174,7 +174,7 @@ def _evidence(
 
 
 def _others(order: I64, folds: I64, shift: int) -> I64:
-    """For each row the one that stands `shift` places further in the order of its fold."""
+    """For each row, the row `shift` places later in the order of its fold."""
     out = np.empty(folds.size, np.int64)
     for f in range(FOLDS):
         rows = order[folds[order] == f]
@@ -183,7 +183,7 @@ def _others(order: I64, folds: I64, shift: int) -> I64:
 
 
 def _fit_length(src: F32, tgt: F32) -> F64:
-    """`Model.length` from logarithms of lengths; the outermost 2 % are not looked at."""
+    """`Model.length` from logarithms of lengths; the outermost 2 % are ignored."""
     ratio = (tgt - src).astype(np.float64)
     mean = np.median(ratio)
     v = (ratio - mean) ** 2
@@ -197,7 +197,7 @@ def _fit_length(src: F32, tgt: F32) -> F64:
 
 @kernel
 def _tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I64, U64, U8, U64]:
-    """All rows as distinct tokens: row r is `[at[r]:at[r + 1]]` of hashes and kinds; and a hash of each row's text."""
+    """Distinct tokens of each row: row r is `[at[r]:at[r + 1]]` of hashes and kinds. Also a hash of each row's text."""
     rows = offsets.size - 1
     at = np.zeros(rows + 1, np.int64)
     tokens, kinds = np.empty(1024, np.uint64), np.empty(1024, np.uint8)
@@ -230,13 +230,13 @@ def _folds(src: U64, tgt: U64, out: I64) -> None:
 
 
 def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64) -> tuple[Side, Rows]:
-    """The vocabulary of one side, and its rows as token numbers; tokens that stand in one row only are left out."""
+    """The vocabulary of one side, and its rows as token numbers; tokens that occur in only one row are left out."""
     n = folds.size
     at, tokens, kinds = cut[0][: n + 1], cut[1][: cut[0][n]], cut[2][: cut[0][n]]
     keys, first, inverse, found = np.unique(tokens, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(-found.astype(np.int64), kind="stable")[
         : int((found >= 2).sum())
-    ]  # what is looked up often lies close together
+    ]  # frequent tokens are close together in memory
     number = np.full(keys.size, -1, np.int32)
     number[order] = np.arange(order.size, dtype=np.int32)
     ids = number[inverse]
@@ -251,7 +251,7 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64) -> tuple[Side, Rows]:
 
 
 def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
-    """Weights that tell good rows from bad ones, the bad ones together weighing `prior` times the good ones."""
+    """Weights that separate good rows from bad rows. The bad rows together weigh `prior` times the good rows."""
     x = np.concatenate([good, bad])
     y = np.concatenate([np.ones(len(good)), np.zeros(len(bad))])
     w = np.concatenate([weight, np.full(len(bad), prior * len(good) / max(len(bad), 1))])
@@ -261,9 +261,9 @@ def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
 
 @kernel
 def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
-    """Logistic regression by Newton steps; the ridge is on standardised features, not on the constant.
+    """Logistic regression by Newton steps. The ridge applies to standardised features, not to the constant.
 
-    Written out so that the order of all sums is fixed, which that of a linear algebra library is not.
+    It is written as loops so that the order of all sums is fixed, which a linear algebra library does not guarantee.
     """
     n, k = x.shape
     mean, scale = np.zeros(k), np.zeros(k)
@@ -311,7 +311,7 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
 
 @kernel
 def _solve(a: F64, b: F64) -> None:
-    """Solves a x = b for a positive definite a, of which the lower half is read, by Cholesky's method, in place."""
+    """Solves a x = b in place by Cholesky's method, for a positive definite a; only the lower half of a is read."""
     m = b.size
     for c in range(m):
         for e in range(c + 1):
@@ -343,7 +343,7 @@ def _head(rows: int) -> bytes:
 
 
 def rows_of(state: bytes) -> int:
-    """How many rows a state was learned from; 0 for an empty one.
+    """Number of rows that a state was learned from; 0 if it is empty.
 
     Raises:
         RunError: the state is of another version.
@@ -351,12 +351,12 @@ def rows_of(state: bytes) -> int:
     if not state:
         return 0
     if not state.startswith(_MAGIC):
-        raise RunError("What the lexical scorer learned is stored in the form of another version. Learn it again.")
+        raise RunError("The state of the lexical scorer is from another version. Learn it again.")
     return int(np.frombuffer(state, "<i8", 1, len(_MAGIC))[0])
 
 
 def pack(model: Model) -> bytes:
-    """A model as bytes: rows, the size of each array, and the arrays, compressed; the tables are left out."""
+    """A model as bytes: rows, the size of each array, and the compressed arrays; hash tables are left out."""
     arrays = []
     for name, dtype, _ in _FIELDS:
         value: object = model
@@ -375,7 +375,7 @@ def unpack(state: bytes) -> Model:
     found: dict[str, Any] = {}
     at = 0
     for (name, dtype, shape), size in zip(_FIELDS, sizes.tolist(), strict=True):
-        # Copied, because the kernels want arrays that are aligned and their own.
+        # Copied, because the kernels need aligned arrays that own their data.
         found[name] = np.frombuffer(body, dtype, size, at).reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
         at += size * np.dtype(dtype).itemsize
     for side in ("src", "tgt"):

@@ -1,4 +1,4 @@
-"""What a row shows of being a translation: the kernel that turns two texts and a model into numbers."""
+"""Features of the lexical scorer: the kernel that computes them from two texts and a model."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Side(NamedTuple):
     Attributes:
         keys: token hashes, the most frequent first.
         kinds: WORD, PIECE or NUMBER.
-        counts: (tokens, FOLDS), in how many rows outside each fold a token stands.
+        counts: (tokens, FOLDS), number of rows outside each fold that contain the token.
         totals: (FOLDS,), the sums of the counts.
-        rows: (FOLDS,), how many rows lie outside each fold.
+        rows: (FOLDS,), number of rows outside each fold.
         slots: open-addressing table over the keys: the token, or -1.
     """
 
@@ -48,17 +48,17 @@ class Side(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that a row of one pair is judged by.
+    """The model that judges rows of one pair.
 
     Attributes:
         starts, targets: entries as in `model1.Links`.
-        values: (entries, FOLDS, 2), t(target | source) and t(source | target) as places in `probabilities()`.
-        plans: (2, 7, 3), how each side is cut into tokens.
+        values: (entries, FOLDS, 2), t(target | source) and t(source | target) as indices into `probabilities()`.
+        plans: (2, 7, 3), how each side is split into tokens.
         length: mean, constant variance and variance per 1 / letters of ln(target letters / source letters).
-        weights: (2, N_FEATURES + 1), of the logistic regressions against misaligned and against truncated rows, each with its
-            constant.
-        rows: (1,), how many rows the model was learned from.
-        tags, places: open-addressing table over the entries: a hash, 0 where free, and the entry.
+        weights: (2, N_FEATURES + 1), of the logistic regressions against misaligned and against truncated rows, each
+            with its constant.
+        rows: (1,), number of rows that the model was learned from.
+        tags, places: open-addressing table over the entries: a hash, 0 if free, and the entry.
     """
 
     src: Side
@@ -75,21 +75,21 @@ class Model(NamedTuple):
 
 
 def probabilities() -> F32:
-    """What a byte of `Model.values` stands for: exp(-k / 16), and 0 for k = 255."""
+    """The probability for each byte of `Model.values`: exp(-k / 16), and 0 for k = 255."""
     table = np.exp(-np.arange(256) / 16.0)
     table[255] = 0
     return table.astype(np.float32)
 
 
 def quantise(probability: F32) -> U8:
-    """The bytes of `Model.values`, within 3 %."""
+    """Probabilities as bytes of `Model.values`, accurate to 3 %."""
     with np.errstate(divide="ignore"):
         k = np.round(-16.0 * np.log(probability))
     return np.where(k < 255, k, 255).astype(np.uint8)
 
 
 def make_side(keys: U64, kinds: U8, counts: I32, rows: I64) -> Side:
-    """A vocabulary with its table."""
+    """A vocabulary with its hash table."""
     return Side(keys, kinds, counts, np.maximum(counts.sum(0, dtype=np.int64), 1), rows, _slots(keys))
 
 
@@ -139,7 +139,7 @@ def make_table(starts: I64, targets: I32) -> tuple[U32, I32]:
 
 @kernel
 def row_hash(cut: text.Cut) -> np.uint64:
-    """A hash of the normalised text: of its tokens in their order, before `distinct`."""
+    """A hash of the normalised text: of its tokens in order, before `distinct`."""
     state = np.uint64(0)
     for k in range(cut.counts[text.N_TOKENS]):
         state = mix64(state ^ cut.tokens[k])
@@ -148,7 +148,7 @@ def row_hash(cut: text.Cut) -> np.uint64:
 
 @kernel
 def fold_of(src: np.uint64, tgt: np.uint64) -> np.int64:
-    """The fold of a row, by the hashes of its sides."""
+    """The fold of a row, from the hashes of its sides."""
     return np.int64(mix64(src ^ mix64(tgt + np.uint64(1))) % np.uint64(FOLDS))
 
 
@@ -157,7 +157,7 @@ ROOM = 2 * text.MAX_TOKENS
 
 @kernel
 def distinct(cut: text.Cut, room: I32) -> int:
-    """Keeps the first of equal tokens, in place; returns how many are left. `room` is (ROOM,), all -1 before and after."""
+    """Removes repeated tokens in place, and returns the number left. `room` is (ROOM,), all -1 before and after."""
     tokens, kinds = cut.tokens, cut.kinds
     mask = np.uint64(room.size - 1)
     kept = 0
@@ -175,7 +175,7 @@ def distinct(cut: text.Cut, room: I32) -> int:
 
 @kernel
 def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
-    """Numbers of those of n tokens that the rows outside the fold show twice or more; returns how many."""
+    """Writes to `ids` which of n tokens occur in at least two rows outside the fold, and returns their number."""
     mask = np.uint64(side.slots.size - 1)
     known = 0
     for i in range(n):
@@ -193,7 +193,7 @@ def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
 
 @kernel
 def _clip(cut: text.Cut, n: int, share: float) -> int:
-    """Cuts n code points to a share of them; a share above 1 is that much less 1, with the closing mark kept."""
+    """Truncates n code points to a share of them. A share above 1 means share - 1, with the closing mark kept."""
     closed = share > 1
     kept = min(n, max(1, int(n * (share - 1 if closed else share))))
     if closed and kept > 0:
@@ -230,8 +230,9 @@ def _translate(
 
 @kernel
 def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: F32, tokens: int, x: F32) -> None:
-    """The log-likelihood ratio of one side given the other, against its unigrams: into x[0:2] the mean of words and of pieces,
-    x[2:4] the sum over the root of their number, x[4] the root of the number of words, x[5] the share of unknown tokens."""
+    """The log-likelihood ratio of one side given the other, against its unigrams. Writes to x[0:2] the mean of words
+    and of pieces, to x[2:4] the sum divided by the root of their number, to x[4] the root of the number of words, and
+    to x[5] the share of unknown tokens."""
     total_words = total_pieces = 0.0
     words = pieces = 0
     for i in range(n):
@@ -257,7 +258,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
 
 @kernel
 def _length(src: int, tgt: int, length: F64, x: F32) -> None:
-    """How far the lengths are from what is usual, in standard deviations, with kinks at 0, 1 and 2 on both sides."""
+    """Deviation of the length ratio from its mean, in standard deviations, with kinks at 0, 1 and 2 on both sides."""
     z = np.log((tgt + 1.0) / (src + 1.0)) - length[0]
     z /= np.sqrt(length[1] + length[2] / (src + tgt + 2.0))
     for k in range(3):
@@ -267,7 +268,7 @@ def _length(src: int, tgt: int, length: F64, x: F32) -> None:
 
 @kernel
 def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
-    """How many of a's values are found in b, each of b's once."""
+    """Number of a's values that occur in b; each value of b is used once."""
     used[:n_b] = 0
     hits = 0
     for i in range(n_a):
@@ -281,7 +282,7 @@ def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
 
 @kernel
 def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
-    """Words that both sides have: number and share of equal ones, of ones that begin alike, and names that sound alike."""
+    """Words that both sides have: number and share of equal words and of words that begin alike; names by sound."""
     n_s, n_t = s.counts[text.N_WORDS], t.counts[text.N_WORDS]
     fewer = max(min(n_s, n_t), 1)
     equal = _matched(s.words, n_s, t.words, n_t, used)
@@ -296,7 +297,7 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
     x[1] = equal / fewer
     x[2] = min(alike, 6)
     x[3] = alike / fewer
-    # Names are told by their capitals, so the side that has them is heard in the other.
+    # Names are recognised by capitals, so the names of the side with more capitals are searched in the other side.
     if s.counts[text.N_CAPITALS] >= t.counts[text.N_CAPITALS]:
         _heard(s, t, x[4:8])
     else:
@@ -305,7 +306,8 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
 
 @kernel
 def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
-    """How many names of a are heard in b: into x[0] those of two consonants, x[1] of three, x[2] of more, x[3] not heard."""
+    """Searches the names of a in b by sound. Counts found names of two consonants in x[0], of three in x[1], of more in
+    x[2], and names that are not found in x[3]."""
     for k in range(a.counts[text.N_NAMES]):
         if not a.marks[k] & text.CAPITAL:
             continue
@@ -313,7 +315,7 @@ def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
         found = False
         for m in range(b.counts[text.N_NAMES]):
             lo, hi = b.ends[m], b.ends[m + 1]
-            if b.marks[m] & text.RUN:  # anywhere in it
+            if b.marks[m] & text.RUN:  # anywhere in the run
                 if size < 3:
                     continue
                 last = hi - size
@@ -340,7 +342,7 @@ def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
 
 @kernel
 def _agree(a: int, b: int, x: F32) -> None:
-    """Whether both sides have a mark, only the source, only the target."""
+    """Whether both sides have a mark, only the source, or only the target."""
     x[0] = 1.0 if a > 0 and b > 0 else 0.0
     x[1] = 1.0 if a > 0 and b == 0 else 0.0
     x[2] = 1.0 if b > 0 and a == 0 else 0.0
@@ -351,12 +353,12 @@ def features(
     so: I64, sd: U8, to: I64, td: U8, src_row: I64, tgt_row: I64, clip: F32, folds: I64,
     tables: text.Tables, model: Model, table: F32, out: F32,
 ) -> None:  # fmt: skip
-    """The evidence for n pairs of a source and a target.
+    """The features of n pairs of a source and a target.
 
     Args:
         so, sd, to, td: offsets and bytes of the sources and the targets, see `corpusprep.arrow.string_buffers`.
-        src_row, tgt_row: (n,), which of them.
-        clip: (n,), 0, or the share of the target (positive) or the source (negative) that is left, see `_clip`.
+        src_row, tgt_row: (n,), indices of the source and of the target.
+        clip: (n,), 0, or the share of the target (positive) or the source (negative) that is kept, see `_clip`.
         folds: (n,), the fold whose model judges; -1 for the row's own.
         tables, table: `text.tables()` and `probabilities()`.
         out: (n, N_FEATURES), filled.
@@ -407,23 +409,23 @@ def features(
 
 @kernel
 def odds(score: float) -> float:
-    """exp(-score), kept within what arithmetic can bear."""
+    """exp(-score), with the score clipped so that the result does not overflow."""
     return float(np.exp(-min(max(score, -30.0), 30.0)))
 
 
-_CUT = 4.0  # the odds against a row at which the scale turns, those of a score of 0.2
-_STEEP = 3.0  # of the evidence that a side was cut short
-_FLAT = 0.25  # of the scale above the cut
+_CUT = 4.0  # the odds against a row at which the scale changes; they give a score of 0.2
+_STEEP = 3.0  # exponent of the evidence that a side is truncated
+_FLAT = 0.25  # exponent of the scale above the cut
 
 
 @kernel
 def judge(x: F32, weights: F64, out: F32) -> None:
-    """How likely a row is a translation, (n,), on a scale of 0 to 1 on which 0.2 are odds of 4 to 1 against it.
+    """Writes how likely each row is a translation, (n,), from 0 to 1. A score of 0.2 means odds of 4 to 1 against it.
 
-    The odds against it of the two regressions add up, in a fixed order. Whether a row is cut short is a yes or no: above the
-    cut, that evidence fades fast, so that good rows are ordered by how well their words translate each other (Spearman with
-    human scores of machine translations, mean of the seven pairs of MLQE-PE: 0.22; without, 0.10). And there the scale is
-    flattened, or a score in float32 could not tell one good row from another.
+    The odds of the two regressions are added in a fixed order. Truncation is a yes-or-no question: above the cut, its
+    evidence fades fast. So good rows are ordered by how well their words translate each other (Spearman with human
+    scores of machine translations, mean of the seven pairs of MLQE-PE: 0.22; without this, 0.10). The scale is also
+    flattened above the cut, because otherwise scores in float32 could not distinguish good rows.
     """
     k = x.shape[1]
     for r in range(x.shape[0]):

@@ -1,8 +1,8 @@
-"""IBM model 1 in both directions by EM, for one fold after the other over one set of links.
+"""IBM model 1 in both directions, trained by EM, one fold at a time over the same links.
 
-Brown et al., "The Mathematics of Statistical Machine Translation", 1993. The two directions are trained to agree: a link counts by
-the product of its two posteriors (Liang, Taskar and Klein, "Alignment by Agreement", 2006), which needs no more text to be
-sharper. The empty word is the unigram distribution with a fixed share of the probability.
+Brown et al., "The Mathematics of Statistical Machine Translation", 1993. The two directions are trained to agree: the
+count of a link is the product of its two posteriors (Liang, Taskar and Klein, "Alignment by Agreement", 2006), which
+sharpens the model without more text. The empty word is the unigram distribution with a fixed share of the probability.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ NULL = 0.2  # the share of the empty word
 
 
 class Rows(NamedTuple):
-    """Rows of token numbers, each token once: row r is `ids[at[r]:at[r + 1]]`."""
+    """Rows of token numbers, without repeats: row r is `ids[at[r]:at[r + 1]]`."""
 
     at: I64
     ids: I32
 
 
 class Links(NamedTuple):
-    """What may translate what, and where.
+    """Candidate translations of tokens, and the rows in which they occur.
 
-    Entries are pairs of a source and a target token; those of source token e are `starts[e]:starts[e + 1]`, by ascending target
-    token. A link is an entry in a row: links of row r are `at[r]:at[r + 1]`, with their places in the row's two sides.
+    An entry is a pair of a source and a target token. The entries of source token e are `starts[e]:starts[e + 1]`, by
+    ascending target token. A link is an entry in a row. The links of row r are `at[r]:at[r + 1]`, with their places in
+    the two sides of the row.
     """
 
     starts: I64
@@ -46,7 +47,7 @@ class Links(NamedTuple):
 
 @kernel
 def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int, least: int) -> Links:
-    """All pairs of tokens that stand together in `least` rows at least."""
+    """All pairs of tokens that occur together in at least `least` rows."""
     rows = src.at.size - 1
     # The rows of each source token, and its place in them.
     first = np.zeros(n_src + 1, np.int64)
@@ -154,7 +155,7 @@ def train(
             if ls == 0 or lt == 0:
                 continue
             lo, hi = links.at[r], links.at[r + 1]
-            if step == 0:  # how often the two meet, the less the longer the rows
+            if step == 0:  # number of co-occurrences, weighted less in long rows
                 for k in range(lo, hi):
                     count[links.entry[k], 0] += one / np.float32(ls)
                     count[links.entry[k], 1] += one / np.float32(lt)

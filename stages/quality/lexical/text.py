@@ -1,4 +1,4 @@
-"""A line of text as numbers: the kernel that cuts it into token hashes, names and marks, and its character tables."""
+"""Tokenises a line of text: the kernel that extracts token hashes, names and marks, and its character tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 # Classes of characters. Words are runs of one class; ideographs (and kana) and clusters (Thai, Khmer, …) are written
-# without spaces, so that a run of them is no word.
+# without spaces, so that a run of them is not a word.
 BREAK, LETTER, HANGUL, IDEOGRAPH, CLUSTER, DIGIT, SKIP = range(7)
 _POINTS = 0x20000  # code points with an entry in the tables; those beyond are ideographs
 
@@ -37,12 +37,12 @@ _BLOCKS = (
     (0xAC00, 0xD7AF, HANGUL),
     (0xF900, 0xFAFF, IDEOGRAPH),
 )
-# Marks that Arabic and Hebrew writers put or leave out at will, and the Arabic stretch.
+# Optional marks in Arabic and Hebrew, and the Arabic elongation (tatweel).
 _OPTIONAL = ((0x0591, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640), (0x064B, 0x065F), (0x0670, 0x0670))
 
-# Consonants that scripts and languages tell apart in different ways share a class; h, w and y come and go as vowels do.
+# Consonants that are not distinguished in all scripts and languages share a class; h, w and y are ignored like vowels.
 _CONSONANTS = {c: k for k, group in enumerate(("bfpv", "dt", "cgkqx", "jsz", "m", "n", "lr"), 1) for c in group}
-# Letters that are vowels, or nothing, though their names begin like a consonant's.
+# Letters that are vowels or silent, although their names may begin with a consonant.
 _SILENT = ("alef", "aleph", "alpha", "eta", "epsilon", "omega", "omicron", "upsilon", "vav", "vocalic")
 
 
@@ -51,12 +51,12 @@ class Tables(NamedTuple):
 
     classes: U8
     folded: U32
-    sounds: U8  # (points, 3): consonant classes, 0 where there are fewer
+    sounds: U8  # (points, 3): consonant classes, 0 if there are fewer
 
 
 @functools.cache
 def tables() -> Tables:
-    """The character tables, made once a process in about 0.1 s."""
+    """The character tables, built once per process in about 0.1 s."""
     classes = np.zeros(_POINTS, np.uint8)
     folded = np.arange(_POINTS, dtype=np.uint32)
     for point in range(_POINTS):
@@ -86,7 +86,7 @@ def tables() -> Tables:
 
 
 def _sounds(character: str) -> list[int]:
-    """Consonant classes of a letter, read off its Unicode name, which spells its sound in Latin letters."""
+    """Consonant classes of a letter, from its Unicode name, which spells its sound in Latin letters."""
     name = unicodedata.name(character, "").lower()
     script, _, rest = name.partition(" ")
     if script == "latin":
@@ -97,7 +97,7 @@ def _sounds(character: str) -> list[int]:
         first = rest.partition(" ")[2].partition(" ")[0]
         spelt = "" if first in ("sara", "mai", "vowel", "sign") else first
     elif "letter " in rest:
-        # The name is the sound with a vowel after or before it (te, el, kaf); what comes later is the name's own.
+        # The name is the sound with a vowel after or before it (te, el, kaf); later letters belong only to the name.
         spelt = rest.rpartition("letter ")[2].removeprefix("final ")
         spelt = spelt.rpartition(" ")[2] if script == "cyrillic" else spelt.partition(" ")[0]
         spelt = spelt[:1] if script == "georgian" else spelt  # an, en, in are its vowels
@@ -114,14 +114,14 @@ def plan(language: str, level: int) -> I32:
 
     Args:
         language: a canonical code.
-        level: 0 has the fewest pieces; 1 and 2 add smaller ones, for corpora too small to show most words twice.
+        level: 0 has the fewest pieces; 1 and 2 add smaller ones, for corpora too small to contain most words twice.
 
     Returns:
-        int32 of shape (7, 3): by class, whether the whole word is a token; lengths of prefixes; lengths of n-grams (a set bit
-        k stands for length k).
+        int32 of shape (7, 3): by class, whether the whole word is a token; lengths of prefixes; lengths of n-grams (a
+        set bit k stands for length k).
     """
     out = np.zeros((7, 3), np.int32)
-    # English has little inflection: its trigrams tell less than those of other languages.
+    # English has little inflection: its trigrams carry less information than those of other languages.
     trigrams = level == 2 or (level == 1 and language_of(language) != "en")
     out[LETTER] = (1, 1 << 4 | (1 << 6 if level else 0), 1 << 3 if trigrams else 0)
     out[HANGUL] = (1, 1 << 1 | 1 << 2, 1 << 2)
@@ -132,27 +132,27 @@ def plan(language: str, level: int) -> I32:
 
 MAX_TOKENS = 512
 WORD, PIECE, NUMBER = range(3)  # kinds of tokens
-CAPITAL, INITIAL, RUN = 1, 2, 4  # of a name: begins with a capital, first in its row, a run that may hold several words
+CAPITAL, INITIAL, RUN = 1, 2, 4  # of a name: begins with a capital, is first in its row, may contain several words
 _SALT_WORD = np.uint64(0x1001)
 _SALT_PREFIX = np.uint64(0x2002)
 _SALT_GRAM = np.uint64(0x3003)
 _SALT_NUMBER = np.uint64(0x4004)
-# Places in `Side.counts`.
+# Indices into `Cut.counts`.
 (N_TOKENS, N_WORDS, N_NUMBERS, N_NAMES, N_LETTERS, N_CAPITALS,
  QUESTIONS, EXCLAMATIONS, FINAL, QUOTES, BRACKETS, COMMAS, COLONS) = range(13)  # fmt: skip
-# What a row ends with, in `counts[FINAL]`.
+# The final mark of a row, in `counts[FINAL]`.
 NOTHING, STOP, QUESTION, EXCLAMATION, PAUSE = range(5)
 
 
 class Cut(NamedTuple):
-    """Room for one side of a row, used again for each row."""
+    """Buffers for one side of a row, reused for each row."""
 
     points: U32  # the code points
     tokens: U64  # hashes, with repeats
     kinds: U8
     words: U64  # hashes of words of LETTER
     stems: U64  # hashes of their first four characters
-    sizes: U8  # and how many characters they have
+    sizes: U8  # number of characters of each word
     numbers: U64  # hashes of runs of digits
     sounds: U8  # consonants of all names
     ends: I32  # name k is sounds[ends[k]:ends[k + 1]]
@@ -160,14 +160,9 @@ class Cut(NamedTuple):
     counts: I64
 
 
-# The kernels of this file are not cached: they are compiled into those that call them. Numba's cache keeps the signatures of a
-# function apart by a running number that two processes may give to different ones, so that only what has one signature is
-# safe in it when workers compile side by side.
-
-
 @kernel
 def make_cut(longest: int) -> Cut:
-    """Room for rows of up to `longest` bytes."""
+    """Buffers for rows of up to `longest` bytes."""
     return Cut(
         np.empty(longest + 1, np.uint32), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint8),
         np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint8),
@@ -178,7 +173,7 @@ def make_cut(longest: int) -> Cut:
 
 @kernel
 def decode(data: U8, start: int, end: int, out: U32) -> int:
-    """UTF-8 bytes `data[start:end]` as code points into `out`; returns how many."""
+    """Decodes the UTF-8 bytes `data[start:end]` to code points in `out`, and returns their number."""
     n = 0
     i = start
     low = np.uint32(0x3F)
@@ -261,7 +256,7 @@ def _add(token: np.uint64, kind: int, cut: Cut) -> None:
 
 @kernel
 def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
-    """Reads a number from place i, thousands separators left out; returns the place after it."""
+    """Reads the number at index i, without thousands separators, and returns the index after it."""
     points = cut.points
     h = _SALT_NUMBER
     while i < n:
@@ -288,7 +283,7 @@ def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
 
 @kernel
 def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
-    """Keeps the consonants of `points[start:end]`, repeats run together, if there are two at least."""
+    """Stores the consonants of `points[start:end]` if there are at least two; adjacent repeats are merged."""
     k = cut.counts[N_NAMES]
     at = np.int64(cut.ends[k])
     if k >= MAX_TOKENS or at + 3 * (end - start) > cut.sounds.size:
@@ -310,7 +305,7 @@ def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
 
 @kernel
 def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
-    """Fills the room of a side from its n code points in `cut.points`, which are folded in place."""
+    """Fills the buffers of a side from its n code points in `cut.points`, which are folded in place."""
     points, counts = cut.points, cut.counts
     classes, folded, sounds = tables.classes, tables.folded, tables.sounds
     counts[:] = 0
@@ -351,7 +346,7 @@ def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
                 counts[N_CAPITALS] += 1
         elif c == CLUSTER:
             _name(cut, start, w, RUN, sounds)
-        else:  # the stretches of katakana, which spell foreign names
+        else:  # the runs of katakana, which spell foreign names
             a = start
             while a < w:
                 b = a

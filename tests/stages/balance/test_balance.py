@@ -249,7 +249,7 @@ def test_the_best_rows_are_taken_by_score_and_those_not_judged_last() -> None:
         chosen = BalanceSettings(budget=budget, select="score")
         copies = select(table, plan(count_pairs(table), chosen), chosen, 1)
         assert np.flatnonzero(copies).tolist() == expected
-    with pytest.raises(RunError, match="needs a column quality"):
+    with pytest.raises(RunError, match="needs the column quality"):
         select(table.drop_columns(["quality"]), plan(count_pairs(table), chosen), chosen, 1)
 
 
@@ -398,9 +398,9 @@ def test_a_tokenizer_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     for name, message in (
         (str(tmp_path / "none.json"), "no such tokenizer file"),
-        (str(tmp_path / "empty"), r"holds no tokenizer\.json"),
-        (str(tmp_path / "bad.json"), "not a tokenizer that can be read"),
-        ("not a name/on the hub", "cannot be fetched from the Hugging Face hub"),
+        (str(tmp_path / "empty"), r"has no tokenizer\.json"),
+        (str(tmp_path / "bad.json"), "cannot be read as a tokenizer"),
+        ("not a name/on the hub", "cannot be downloaded from the Hugging Face hub"),
     ):
         with pytest.raises(RunError, match=message):
             TokenCounter(BalanceSettings(tokenizer=name)).count(pa.array(["x"]))

@@ -121,7 +121,7 @@ def test_inversion_refuses_examples_of_other_settings() -> None:
         invert(examples, InstructSettings(templates=tuple(reversed(DEFAULT_TEMPLATES))))
     with pytest.raises(RunError, match="more templates than the 1"):
         invert(examples, InstructSettings(templates=DEFAULT_TEMPLATES[:1]))
-    with pytest.raises(RunError, match="no completion, prompt"):
+    with pytest.raises(RunError, match="no column completion, prompt"):
         invert(examples, InstructSettings(format="prompt_completion"))
 
 
@@ -218,7 +218,7 @@ def test_the_built_in_templates_are_many_distinct_and_safe() -> None:
     [
         ({"templates": ("Into {target_language}",)}, "{text} exactly once"),
         ({"templates": ("{text} {text} {target_language}",)}, "{text} exactly once"),
-        ({"templates": ("{text}",)}, "must hold {target_language}"),
+        ({"templates": ("{text}",)}, "must contain {target_language}"),
         ({"templates": ("{text} {target_language} {tongue}",)}, "{tongue}"),
         ({"templates": ()}, "at least 1 item"),
         ({"templates": ("<|im_start|>{text} {target_language}",)}, "control token"),

@@ -39,8 +39,8 @@ def scored(scores: list[float | None]) -> pa.Table:
         ({"quantile": 1.0}, "less than 1"),
         ({"quantile": -0.1}, "greater than or equal to 0"),
         ({"threshold": math.nan}, "finite"),
-        ({"scorer": "laser"}, "no scorer"),
-        ({"scorer": ":score"}, "no scorer"),
+        ({"scorer": "laser"}, "not a scorer"),
+        ({"scorer": ":score"}, "not a scorer"),
         ({"scorer": "comet"}, "needs a model"),
         ({"sample": 0}, "greater than or equal to 1"),
         ({"min_rows": -1}, "greater than or equal to 0"),
@@ -165,11 +165,11 @@ def test_a_users_function_may_return_arrow_with_nulls(own: types.ModuleType) -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module:score", "cannot be loaded"),
-        ("own_scorers:no_such", "cannot be loaded"),
+        ("no_such_module:score", "cannot be imported"),
+        ("own_scorers:no_such", "cannot be imported"),
         ("own_scorers:text", "is not a function"),
-        ("own_scorers:short", "one float a row"),
-        ("own_scorers:words", "one float a row"),
+        ("own_scorers:short", "one float per row"),
+        ("own_scorers:words", "one float per row"),
     ],
 )
 def test_a_users_function_that_does_not_serve(own: types.ModuleType, name: str, message: str) -> None:

@@ -270,9 +270,9 @@ def test_the_encoder_is_looked_for_where_it_may_be(models: Models, tmp_path: Pat
         np.testing.assert_array_equal(scorer(str(folder)).score(rows), expected)
     hparams.write_text("class_identifier: unified_metric\n")
     shutil.rmtree(folder / "encoder")
-    with pytest.raises(RunError, match=r"does not say what the model was trained from .* Give\s+quality\.encoder"):
+    with pytest.raises(RunError, match=r"does not name the pretrained model .* Set\s+quality\.encoder"):
         find_model(str(folder))
-    with pytest.raises(RunError, match=r"quality\.encoder, .*, lacks config\.json or a tokenizer"):
+    with pytest.raises(RunError, match=r"quality\.encoder, .*, has no config\.json or no tokenizer"):
         find_model(str(folder), str(tmp_path))
 
 
@@ -286,15 +286,15 @@ def test_a_model_that_needs_a_reference_is_refused(models: Models, tmp_path: Pat
     shutil.copytree(models["kiwi"], tmp_path / "unified")
     hparams = tmp_path / "unified" / "hparams.yaml"
     hparams.write_text(hparams.read_text().replace("- src\n", "- ref\n"))
-    with pytest.raises(RunError, match=r"\(unified_metric\) compares with a reference translation"):
+    with pytest.raises(RunError, match=r"\(unified_metric\) needs a reference translation"):
         find_model(str(tmp_path / "unified"))
     hparams.write_text("class_identifier: regression_metric\n")
-    with pytest.raises(RunError, match=r"\(regression_metric\) compares with a reference translation"):
+    with pytest.raises(RunError, match=r"\(regression_metric\) needs a reference translation"):
         find_model(str(tmp_path / "unified"))
 
 
 def test_what_is_no_checkpoint_is_refused(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"this is no COMET model\. quality\.model wants a folder that holds"):
+    with pytest.raises(RunError, match=r"this is not a COMET model\. quality\.model must be a folder with"):
         find_model(str(models.encoder()))
     folder = tmp_path / "model"
     shutil.copytree(models["qe"], folder)
@@ -318,7 +318,7 @@ def test_what_is_no_checkpoint_is_refused(models: Models, tmp_path: Path) -> Non
         with pytest.raises(RunError, match=problem):
             scorer(str(folder))
     hparams.write_text(f"class_identifier: other_metric\npretrained_model: {models.encoder()}\n")
-    with pytest.raises(RunError, match=r'class other_metric are not known here\. backend = "unbabel" runs it'):
+    with pytest.raises(RunError, match=r'class other_metric are not supported\. Set quality\.backend = "unbabel"'):
         scorer(str(folder))
     hparams.unlink()
     with pytest.raises(RunError, match=r"hparams\.yaml is missing"):
@@ -354,13 +354,11 @@ def test_weights_must_be_there_and_fit(models: Models, tmp_path: Path) -> None:
     def wide(checkpoint: Any) -> None:
         checkpoint["state_dict"]["estimator.ff.3.weight"] = torch.zeros(16, 31)
 
-    with pytest.raises(RunError, match=r"lacks 1 of the model's weights, as estimator\.ff\.0\.weight"):
+    with pytest.raises(RunError, match=r"1 of the model's weights are missing, such as estimator\.ff\.0\.weight"):
         scorer(spoilt(models, "qe", tmp_path / "less", less))
-    with pytest.raises(
-        RunError, match=r"holds 1 weights that its hyperparameters have no place for, as encoder\.model"
-    ):
+    with pytest.raises(RunError, match=r"has 1 weights that do not match its hyperparameters, such as encoder\.model"):
         scorer(spoilt(models, "qe", tmp_path / "more", more))
-    with pytest.raises(RunError, match=r"estimator\.ff\.3\.weight has shape \(16, 31\), where .* want \(16, 32\)"):
+    with pytest.raises(RunError, match=r"estimator\.ff\.3\.weight has shape \(16, 31\), but .* require \(16, 32\)"):
         scorer(spoilt(models, "qe", tmp_path / "wide", wide))
     rows = table(sentences(3, 1))
     scores = scorer(spoilt(models, "qe", tmp_path / "old", old)).score(rows)
@@ -373,8 +371,8 @@ def test_an_encoder_that_is_not_known_is_told(models: Models, tmp_path: Path) ->
     config = tmp_path / "model" / "encoder" / "config.json"
     whole = json.loads(config.read_text())
     for change, problem in (
-        ({"hidden_act": "swish"}, "swish or its kind of positions is not known here"),
-        ({"num_attention_heads": 5}, "its sizes do not go together"),
+        ({"hidden_act": "swish"}, "swish or its type of positions is not supported"),
+        ({"num_attention_heads": 5}, "its sizes are inconsistent"),
         ({"hidden_size": "many"}, "does not describe an encoder: ValueError"),
         ({"hidden_size": 64}, "has shape"),
     ):
@@ -403,21 +401,21 @@ def test_what_does_not_belong_together_shows_before_weights_are_read(models: Mod
     for change, problem in (
         (
             {"vocab_size": 10},
-            r"does not belong to the model's encoder: it has \d+ tokens and <pad> is 1, where .* 10 and 1",
+            r"does not match the model's encoder: it has \d+ tokens and <pad> is 1, but .* 10 and 1",
         ),
-        ({"pad_token_id": 3}, "where the encoder has .* and 3"),
-        ({"hidden_act": "swish"}, "is not known here"),
+        ({"pad_token_id": 3}, "but the encoder has .* and 3"),
+        ({"hidden_act": "swish"}, "is not supported"),
     ):
         config.write_text(json.dumps(whole | change))
         with pytest.raises(RunError, match=problem):
             require(settings)
     config.write_text(json.dumps(whole))
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"quality\.cache = .*: the folder cannot be made"):
+    with pytest.raises(RunError, match=r"quality\.cache = .*: the folder cannot be created"):
         require(settings.model_copy(update={"cache": str(tmp_path / "file" / "kept")}))
     hparams = tmp_path / "model" / "hparams.yaml"
     hparams.write_text(hparams.read_text().replace("unified_metric", "xcomet_metric"))
-    with pytest.raises(RunError, match="models of class xcomet_metric are not known here"):
+    with pytest.raises(RunError, match="models of class xcomet_metric are not supported"):
         require(settings)
 
 
@@ -557,13 +555,13 @@ def test_models_of_the_hub(models: Models, tmp_path: Path) -> None:
         sum(path.startswith("/api/models/tiny/qe/revision") for path in asked) == 1
     )  # the second time, the cache has it
     assert f"tiny/gated is gated. Accept its licence at {address}/tiny/gated, then log in with hf auth login" in gated
-    assert "has no model tiny/none that you may see" in missing
-    assert "quality.model the path of a folder that holds hparams.yaml" in missing
+    assert "has no model tiny/none that you can access" in missing
+    assert "quality.model to the path of a folder with hparams.yaml" in missing
     (offline, absent), noise = scored(["tiny/qe", "tiny/other"], home, HF_HUB_OFFLINE="1")
     assert offline == score
-    assert "tiny/other is not in the local cache, and it cannot be downloaded" in absent
+    assert "tiny/other is not in the local cache and cannot be downloaded" in absent
     assert noise == ""
     with hub({"tiny/qe": served}) as (address, _):
         messages, _ = scored(["tiny/qe", str(served)], tmp_path / "new", HF_ENDPOINT=address)
     for message in messages:
-        assert "its encoder, tiny/encoder, is not whole in the local cache (config.json and tokenizer)" in message
+        assert "its encoder, tiny/encoder, is incomplete in the local cache (config.json and tokenizer)" in message

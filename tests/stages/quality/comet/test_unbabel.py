@@ -160,7 +160,7 @@ def test_a_batch_that_does_not_fit_is_halved(models: Models, monkeypatch: pytest
 def test_a_model_that_needs_a_reference_is_refused(models: Models, tmp_path: Path) -> None:
     by_lightning(tmp_path / "model", "regression", models.encoder())
     for scorer in (lambda model: UnbabelScorer(model, 8), lambda model: CometScorer(find_model(model))):
-        with pytest.raises(RunError, match=r"\(regression_metric\) compares with a reference translation"):
+        with pytest.raises(RunError, match=r"\(regression_metric\) needs a reference translation"):
             scorer(str(tmp_path / "model"))
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_checkpoint_is_refused(models: Models, tmp_path: Path) -> Non
     import torch
 
     with pytest.raises(
-        RunError, match=r"this is no COMET model\. quality\.model wants a folder that holds hparams\.yaml"
+        RunError, match=r"this is not a COMET model\. quality\.model must be a folder with hparams\.yaml"
     ):
         UnbabelScorer(str(models.encoder()), 8)
     folder = tmp_path / "model"
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(models: Models, tmp_path: Pa
     del checkpoint["state_dict"]["estimator.ff.0.weight"]
     checkpoint["state_dict"]["encoder.model.embeddings.position_ids"] = torch.arange(66)  # old ones hold it: no harm
     torch.save(checkpoint, file)
-    with pytest.raises(RunError, match=r"lacks 1 of the model's weights, as estimator\.ff\.0\.weight"):
+    with pytest.raises(RunError, match=r"1 of the model's weights are missing, such as estimator\.ff\.0\.weight"):
         UnbabelScorer(str(tmp_path / "model"), 8)
 
 
