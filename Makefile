@@ -1,4 +1,4 @@
-# corpusprep: `make quickstart` and `make test` install everything that they and the other targets need.
+# corpusprep: every target installs what it needs; start with `make quickstart` or `make test`.
 
 PYTHON ?= python3
 VENV ?= .venv

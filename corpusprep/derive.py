@@ -1,7 +1,7 @@
 """A run at work, and the one way in which it derives columns of parts.
 
-A step says what a task does and what the result depends on. `Run.derive` makes the keys, takes from the store what is there
-already, runs the tasks that are left on the engine, and returns a column.
+A step defines what a task does and what its result depends on. `Run.derive` makes the keys, reuses the files that exist,
+runs the other tasks on the engine, and returns a column.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Run:
         rows: Callable[[Group], int] | None = None,
         before: Callable[[Column], None] | None = None,
     ) -> Column:
-        """Derives a column of parts; what an earlier run derived in the same way is taken from the store.
+        """Derives a column of parts. Files that an earlier run derived in the same way are reused.
 
         A file's key is made of the settings, the parts, the content of the columns in `of`, `depends`, the versions of packages,
         and the code of the task: its module and all that this imports within the package.
@@ -86,15 +86,15 @@ class Run:
             title: of the progress bar; none is shown where it is empty.
             task: a function of a module, called by a worker with a `Work`; it writes all outputs.
             groups: a task for each; no part is in two.
-            settings: what tasks are told. All of it is in the key, so a field that does not count must be left out, or be at its
-                default.
+            settings: passed to all tasks, and part of the key. Fields that do not affect the result must be left out or set to their
+                defaults.
             of: name -> column that tasks read.
-            each: what the task of a group is told beside the settings.
-            depends: what else decides the result: digests of models, versions. JSON values.
-            hints: what tasks are told that does not change the result, such as folders to keep things in.
+            each: returns what the task of a group is told beside the settings; part of the key.
+            depends: what else affects the result, such as digests of models and versions of packages. JSON values.
+            hints: passed to all tasks, but not part of the key, because it does not affect the result: caches, paths.
             whole: one file for a group; by default one for each part.
             resources: as engines take them.
-            rows: rows of a group that count for the progress bar; by default all.
+            rows: number of rows of a group, for the progress bar; by default all its rows.
             before: called with the column before any task runs.
         """
         of = dict(of or {})

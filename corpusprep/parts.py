@@ -176,7 +176,7 @@ def write_column(output: str, part: Part, columns: Mapping[str, Any], notes: Map
     table = pa.table(dict(columns), metadata=dict(notes) if notes else None)
     if table.num_rows != part.rows:
         raise RunError(
-            f"{part.name}: {table.num_rows} values for {part.rows} rows. This is a fault of the program: please report it. "
+            f"{part.name}: {table.num_rows} values for {part.rows} rows. This is a bug in corpusprep: please report it. "
             "--redo clean makes the part again."
         )
     with writing(output) as scratch:

@@ -98,7 +98,7 @@ def run(
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
         result = RunResult(Accounts(stages))
-        context = Run(recipe, out, store, engine, progress or Progress(), result, getattr(engine, "workers", 1))
+        context = Run(recipe, out, store, engine, progress or Progress(), result, engine.workers)
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Engine(Protocol):
-    """Runs tasks. A stand-in for tests needs only this method."""
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One call of `Engine.map`: its arguments but for the tasks."""
+
+    function: Callable[..., R]
+    setup: Callable[[], Any] | None
+    resources: Mapping[str, float]
+    ordered: bool
+
+
+class Engine(ABC):
+    """Runs tasks. An engine, or a stand-in for tests, implements `run`.
+
+    Attributes:
+        workers: number of processes that work at the same time.
+    """
+
+    workers: int = 1
 
     def map(
         self,
@@ -34,4 +52,8 @@ class Engine(Protocol):
             CorpusprepError: a task raised it.
             RunError: a worker died.
         """
-        ...
+        return self.run(Call(function, setup, resources or {}, ordered), iter(tasks))
+
+    @abstractmethod
+    def run(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
+        """Runs the tasks of a call; see `map`."""

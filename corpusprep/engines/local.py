@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from corpusprep.engines import Call, Engine
 from corpusprep.errors import CorpusprepError, RunError
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ R = TypeVar("R")
 _LOOK_AHEAD = 1  # tasks in a worker's pipe beside the one it runs: the worker does not wait, and tasks do not pile up
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Runs tasks in `workers` processes, or in this process if `workers` is 1.
 
     Workers end with the process that started them, however it ends.
@@ -61,47 +62,32 @@ class LocalEngine:
         if self._on_gpus is not None:
             self._on_gpus.close()
 
-    def map(
-        self,
-        function: Callable[..., R],
-        tasks: Iterable[T],
-        *,
-        setup: Callable[[], Any] | None = None,
-        resources: Mapping[str, float] | None = None,
-        ordered: bool = False,
-    ) -> Iterator[R]:
+    def run(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
         """See `corpusprep.engines.Engine.map`."""
         engine = self
-        if resources and resources.get("gpu"):
+        if call.resources.get("gpu"):
             if self._gpus is None:
                 self._gpus = visible_gpus()
             if len(self._gpus) < 2:
-                return _inline(function, tasks, setup)
+                return _inline(call, tasks)
             if self._on_gpus is None:
                 self._on_gpus = LocalEngine(len(self._gpus))
                 self._on_gpus._environments = [{"CUDA_VISIBLE_DEVICES": name} for name in self._gpus]
             engine = self._on_gpus
         elif self.workers == 1:
-            return _inline(function, tasks, setup)
-        return engine._spread(function, iter(tasks), setup, engine.workers, ordered)
+            return _inline(call, tasks)
+        return engine._spread(call, tasks)
 
-    def _spread(
-        self,
-        function: Callable[..., R],
-        tasks: Iterator[T],
-        setup: Callable[[], Any] | None,
-        workers: int,
-        ordered: bool,
-    ) -> Iterator[R]:
+    def _spread(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
         self._calls += 1
-        call = self._calls
+        number_of_call = self._calls
         exhausted, sent, given = False, 0, 0
         load: dict[Connection, int] = {}
         done: list[tuple[int, R]] = []
         try:
             while True:
                 while not exhausted:
-                    target = self._free(load, workers, call, function, setup)
+                    target = self._free(load, number_of_call, call)
                     if target is None:
                         break
                     try:
@@ -109,7 +95,7 @@ class LocalEngine:
                     except StopIteration:
                         exhausted = True
                         break
-                    self._send(target, (call, sent, task))
+                    self._send(target, (number_of_call, sent, task))
                     load[target] += 1
                     sent += 1
                 if exhausted and not any(load.values()):
@@ -118,7 +104,7 @@ class LocalEngine:
                     assert isinstance(connection, Connection)
                     number, result = self._receive(connection)
                     load[connection] -= 1
-                    if not ordered:
+                    if not call.ordered:
                         yield result
                         continue
                     heapq.heappush(done, (number, result))
@@ -134,23 +120,16 @@ class LocalEngine:
             self._processes = []
             raise
 
-    def _free(
-        self,
-        load: dict[Connection, int],
-        workers: int,
-        call: int,
-        function: Callable[..., Any],
-        setup: Callable[[], Any] | None,
-    ) -> Connection | None:
+    def _free(self, load: dict[Connection, int], number_of_call: int, call: Call[Any]) -> Connection | None:
         """The worker for the next task: an idle one, else a new one, else one with room in its pipe."""
         idle = next((c for c, n in load.items() if n == 0), None)
         if idle is not None:
             return idle
-        if len(load) < workers:
+        if len(load) < self.workers:
             if len(self._processes) <= len(load):
-                self._start(workers)
+                self._start(self.workers)
             connection = self._processes[len(load)][1]
-            self._send(connection, (call, function, setup))
+            self._send(connection, (number_of_call, call.function, call.setup))
             load[connection] = 0
             return connection
         least = min(load, key=lambda c: load[c])
@@ -216,12 +195,12 @@ def visible_gpus() -> list[str]:
     return named[:count] if len(named) >= count else [str(k) for k in range(count)]
 
 
-def _inline(function: Callable[..., R], tasks: Iterable[T], setup: Callable[[], Any] | None) -> Iterator[R]:
+def _inline(call: Call[R], tasks: Iterator[Any]) -> Iterator[R]:
     context: tuple[Any, ...] | None = None
     for task in tasks:
         if context is None:
-            context = () if setup is None else (setup(),)
-        yield function(*context, task)
+            context = () if call.setup is None else (call.setup(),)
+        yield call.function(*context, task)
 
 
 def _die_with(parent: Any) -> None:

@@ -1,7 +1,7 @@
 """Step 1: shards that are new or have changed are read, batch by batch, and go through the stages that judge each row by itself.
 
-A reader cuts a shard into batches, and lays each down in a file; a worker takes it from there and writes a unit, a folder with
-a part for each language pair and with the rejects.
+A reader cuts a shard into batches and writes each batch to a file. A worker reads that file and writes a unit: a folder with one
+part per language pair, and the rejects.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Reading:
 
 
 def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
-    """Reads every shard whose parts are not all there, and makes those that are missing; units in rank order."""
+    """Reads every shard that has units missing, and makes these; returns all units in rank order."""
     store = run.store
     evaluation = _evaluation(run, sources)
     common = _common_key(run.recipe, evaluation)
@@ -84,7 +84,7 @@ def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
 
 
 def _common_key(recipe: Recipe, evaluation: _Evaluation) -> str:
-    """A digest of what all shards of a run depend on."""
+    """A digest of what the parts of all shards depend on."""
     models = langid.model_files(recipe.langid) if recipe.langid.enabled else []
     return digest(
         versions(), recipe.seed, recipe.stage, user_code([*(stage.function for stage in recipe.stage), *recipe.clean.rules]),
@@ -117,14 +117,14 @@ def _read_shards(run: Run, todo: Sequence[Reading], evaluation: _Evaluation) -> 
     keys = {reading.name: reading.key for reading in todo}
 
     def mark(name: str) -> None:
-        """Notes a shard as done as soon as all its units are, so that a later run need not read it."""
+        """Marks a shard as done once all its units are, so that a later run does not read it."""
         if counts.get(name) == done[name]:
             scratch = store.scratch()
             scratch.write_text(json.dumps({"units": counts[name]}), encoding="utf-8")
             commit(scratch, store.path("pass1", f"{name}.shard", keys[name]))
 
     def batches(reading: Reading) -> Iterator[_Spooled | _End]:
-        """Cuts a shard into batches and lays down those that are to be worked on."""
+        """Cuts a shard into batches, and writes those that are not done yet to files."""
         shard, count = reading.shard, 0
         for batch in reading.source.read(shard):
             unit, rank = f"{reading.name}-{count:05d}", (*reading.rank, count)
@@ -174,7 +174,7 @@ def _read_shards(run: Run, todo: Sequence[Reading], evaluation: _Evaluation) -> 
 
 
 class _Spooled(NamedTuple):
-    """A batch that is laid down for a worker, or whose unit is there already."""
+    """A batch in a file for a worker, or one whose unit is done."""
 
     task: RawBatchTask
     there: bool
@@ -195,7 +195,7 @@ def _evaluation(run: Run, sources: list[tuple[Source, list[Shard]]]) -> _Evaluat
 
 @dataclass
 class _Evaluation:
-    """Evaluation text to protect against: its key is cheap, its index is built only where rows are to be checked."""
+    """Evaluation text that must not reach the mix. Its key is cheap; its index is built only if rows must be checked."""
 
     settings: dedup.DedupSettings
     shards: list[tuple[Source, Shard]]
@@ -218,11 +218,11 @@ class _Evaluation:
         texts: list[Any] = list(read_texts(self.settings.against))
         for source, shard in self.shards:
             for batch in source.read(shard):
-                if batch.rejected.num_rows:  # what is not read is not protected
+                if batch.rejected.num_rows:  # a sentence that cannot be read would not be protected
                     row = batch.rejected["row"][0].as_py()
                     raise InputError(
                         ", ".join(shard.files), f"is evaluation text that cannot be read ({batch.rejected['reason'][0]})",
-                        "Mend it, or set protect = false for this source", row,
+                        "Correct it, or set protect = false for this source", row,
                     )  # fmt: skip
                 if batch.table.num_rows:
                     texts.append((batch.table["src"], batch.table["tgt"]))
@@ -230,7 +230,7 @@ class _Evaluation:
 
 
 def _spool(batch: RawBatch, store: Store) -> str:
-    """Writes a raw batch for a worker: its rows, and those that the reader rejected with their reason."""
+    """Writes a raw batch to a file: its good rows, and the rejected ones with their reason."""
     schema = batch.table.schema.append(pa.field("reason", pa.string()))
     table = batch.table.append_column("reason", pa.nulls(batch.table.num_rows, pa.string()))
     rejected = batch.rejected
@@ -254,7 +254,7 @@ class RawBatchTask:
     shard: str
     rank: tuple[int, int, int]
     raw: str
-    """Arrow file with the rows and a column `reason`, null for rows that are well formed; removed when done."""
+    """Arrow file with the rows and a column `reason`, null for good rows; removed when the task is done."""
     folder: str
     scratch: str
     problems: tuple[str, ...]
@@ -262,7 +262,7 @@ class RawBatchTask:
 
 @dataclass
 class Stages:
-    """The stages that judge each row by itself, in their order, with what they need loaded."""
+    """The row-wise stages, in their order, with models loaded."""
 
     recipe: Recipe
     chain: list[tuple[str, Callable[[pa.Table], Outcome]]]
@@ -303,7 +303,9 @@ def _run_user_stage(stage: UserStage, table: pa.Table) -> Outcome:
     except CorpusprepError:
         raise
     except Exception as error:
-        raise RunError(f"stage {stage.function} failed: {type(error).__name__}: {error}. Mend the function.") from error
+        raise RunError(
+            f"stage {stage.function} failed: {type(error).__name__}: {error}. Correct the function."
+        ) from error
     if not whole:
         raise RunError(
             f"stage {stage.function} returned {kept.num_rows} kept and {dropped.num_rows} dropped rows of {table.num_rows} that "
@@ -350,7 +352,7 @@ def run_batch(stages: Stages, task: RawBatchTask) -> Unit:
         first, last = (everything["row"][0], everything["row"][-1]) if everything.num_rows else ("?", "?")
         raise RunError(
             f"{task.source}: {task.shard}, rows {first} to {last}: stage {stage} failed with {type(error).__name__}: {error}. "
-            f"This is a fault of the program: please report it with those rows; `enabled = false` under [{stage}] goes round it."
+            f"This is a bug in corpusprep: please report it with those rows. `enabled = false` under [{stage}] skips the stage."
         ) from error
     if "key" in table.column_names:
         table = table.drop_columns(["key"])

@@ -37,7 +37,7 @@ class Limits(NamedTuple):
 
 
 def verify(run: Run, units: Sequence[Unit]) -> None:
-    """Verifies a sample of the rows that the first step made, and notes the outcome in the run's result.
+    """Computes a sample of the first step's values again, and writes the outcome to the run's result.
 
     Raises:
         RunError: a value differs from what the reference package computes.
@@ -62,7 +62,7 @@ def verify(run: Run, units: Sequence[Unit]) -> None:
 
 
 def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Unit, tuple[str, ...]]]:
-    """Some units, drawn by the seed, and which pairs of them make the sample: each pair is of as many units as another."""
+    """Some units, drawn by the seed, and the pairs of each that are sampled. Each pair is sampled in the same number of units."""
     drawn = sorted(units, key=lambda unit: digest(seed, unit.name))
     pairs = sorted({pair for unit in units for pair in unit.read})
     each = max(1, _UNITS // max(1, len(pairs)))
@@ -74,13 +74,13 @@ def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Unit, tuple[str, ...
 
 
 def _state(unit: Unit) -> list[tuple[int, int]]:
-    """Sizes and times of a unit's files: a unit made anew is verified anew, whatever its key says."""
+    """Sizes and times of a unit's files: a unit that was made again is verified again, even if its key is the same."""
     files = [*(part.path for part in unit.parts), str(unit.rejects)]
     return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
 
 
 def compare(work: Work) -> None:
-    """Computes the sample again; writes what was compared.
+    """Computes the sample again; writes how many values were compared.
 
     Raises:
         RunError: a value differs.
@@ -128,7 +128,7 @@ def _empty(columns: Sequence[str]) -> pa.Table:
 
 
 def _read(path: str | Path, columns: list[str]) -> pa.Table:
-    """Some columns of a file, with nulls for those that it lacks: a stage that is off has written none."""
+    """Some columns of a file, null where it lacks one: a disabled stage writes none."""
     there = set(pq.read_schema(path).names)
     return shaped(pq.read_table(path, columns=[name for name in columns if name in there]), _empty(columns).schema)
 
@@ -151,8 +151,8 @@ def _summary(stage: str, table: pa.Table, found: Agreement) -> dict[str, Any]:
         raise RunError(
             f"{stage}: {len(found.disagreements)} of {found.compared} values that were computed again with "
             f"{found.reference} differ. The first is of {where['source']}: {where['shard']}, row {where['row']}: {ours} was "
-            f"computed, {theirs} is right. This is a fault of the program: please report it with that row. Set verify = 0 to "
-            "go on all the same, after --redo clean if the installation has changed."
+            f"computed, {theirs} is right. This is a bug in corpusprep: please report it with that row. If the installation has "
+            "changed, try --redo clean. verify = 0 turns the check off."
         )
     return {
         "reference": found.reference,
