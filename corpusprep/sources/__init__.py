@@ -28,35 +28,46 @@ __all__ = [
 ]
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The source of a `[[source]]` table; nothing is read before its shards are asked for."""
+def open_source(settings: SourceSettings, *, whole: bool = False) -> Source:
+    """The source of a `[[source]]` table; nothing is read before its shards are asked for.
+
+    Args:
+        settings: the table.
+        whole: read whole tables, for one stage on one file. A batch of tsv, jsonl or parquet then has all columns of the file,
+            in its order and with its types: src, tgt, src_lang, tgt_lang and score under these names, the others under their
+            own. It has no columns of the reader (source, shard, row) unless the file has them. Languages that only the
+            settings or the path name come last. Sides are not swapped: src is the first side of the file; line pairs have no
+            first side, and src is the language that the settings name as src_lang, else the source side of a run. All splits
+            are read, and the path may be `-`, standard input. Rejects are those of a run, plus rows in which another column
+            cannot be read.
+    """
     # Spelt out, so that the keys of parts can follow the imports.
     match settings.format:
         case "opus100":
             from corpusprep.sources.opus100 import Opus100Source
 
-            return Opus100Source(settings)
+            return Opus100Source(settings, whole)
         case "nllb":
             from corpusprep.sources.nllb import NllbSource
 
-            return NllbSource(settings)
+            return NllbSource(settings, whole)
         case "moses":
             from corpusprep.sources.moses import MosesSource
 
-            return MosesSource(settings)
+            return MosesSource(settings, whole)
         case "tsv":
             from corpusprep.sources.tsv import TsvSource
 
-            return TsvSource(settings)
+            return TsvSource(settings, whole)
         case "jsonl":
             from corpusprep.sources.jsonl import JsonlSource
 
-            return JsonlSource(settings)
+            return JsonlSource(settings, whole)
         case "parquet":
             from corpusprep.sources.parquet import ParquetSource
 
-            return ParquetSource(settings)
+            return ParquetSource(settings, whole)
         case "hub":
             from corpusprep.sources.hub import HubSource
 
-            return HubSource(settings)
+            return HubSource(settings, whole)
