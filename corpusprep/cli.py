@@ -116,30 +116,67 @@ def run_command(
 def _stage_command(name: str, text: str) -> click.Command:
     @click.command(
         name,
-        help=f"{text}\n\nIN and OUT are Parquet, JSONL or TSV by their suffix, with the columns src tgt src_lang tgt_lang.",
+        help=f"{text}\n\nIN is a file, a folder or a glob; gzip, bzip2 and xz are unpacked. OUT is a .parquet, .jsonl or .tsv "
+        "file, the last two also with .gz, .bz2 or .xz. The columns are src, tgt, src_lang and tgt_lang; other columns are kept. "
+        "- is standard input as IN, and standard output as OUT.",
     )
-    @click.argument("in_file", metavar="IN", type=click.Path(path_type=Path))
-    @click.argument("out_file", metavar="OUT", type=click.Path(path_type=Path))
+    @click.argument("in_file", metavar="IN")
+    @click.argument("out_file", metavar="OUT")
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Change a setting of {name}.")
-    @click.option(
-        "--rejects", type=click.Path(path_type=Path), help="File for the rows that are dropped, with their reason."
-    )
+    @click.option("--rejects", metavar="FILE", help="File for the rows that are dropped, with their reason.")
     @click.option("--src-lang", help="Language of src, where the file has no column src_lang.")
     @click.option("--tgt-lang", help="Language of tgt, where the file has no column tgt_lang.")
+    @click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="FIELD=COLUMN",
+        help="The column of src, tgt, src_lang, tgt_lang, score or translation: --column src=german. TSV: also by number from 0.",
+    )
+    @click.option(
+        "--from",
+        "read_as",
+        type=click.Choice(["tsv", "jsonl", "parquet", "moses", "nllb", "opus100"]),
+        help="Format of IN, if its suffix does not name it.",
+    )
+    @click.option(
+        "--to",
+        "write_as",
+        type=click.Choice(["tsv", "jsonl", "parquet"]),
+        help="Format of OUT, if its suffix does not name it.",
+    )
+    @click.option(
+        "--on-error",
+        type=click.Choice(["stop", "keep"]),
+        default="stop",
+        show_default=True,
+        help="What to do at a damaged file: stop, or keep what can be read.",
+    )
     @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides whatever is drawn.")
     def command(
-        in_file: Path,
-        out_file: Path,
+        in_file: str,
+        out_file: str,
         overrides: tuple[str, ...],
-        rejects: Path | None,
+        rejects: str | None,
         src_lang: str | None,
         tgt_lang: str | None,
+        columns: tuple[str, ...],
+        read_as: str | None,
+        write_as: str | None,
+        on_error: str,
         seed: int,
     ) -> None:
         from corpusprep.commands.stage import run_stage
+        from corpusprep.errors import SettingsError
 
-        click.echo(
-            run_stage(
+        places: dict[str, str | int] = {}
+        for each in columns:
+            field, equals, column = each.partition("=")
+            if not equals or not field or not column:
+                raise SettingsError(f"--column {each}: write field=column, as in --column src=german.")
+            places[field] = int(column) if column.isdecimal() else column
+        try:
+            report = run_stage(
                 name,
                 in_file,
                 out_file,
@@ -148,10 +185,26 @@ def _stage_command(name: str, text: str) -> click.Command:
                 src_lang=src_lang,
                 tgt_lang=tgt_lang,
                 seed=seed,
+                read_as=read_as,
+                write_as=write_as,
+                columns=places,
+                on_error=on_error,
+                say=lambda text: click.echo(f"warning: {text}", err=True),
             )
-        )
+        except BrokenPipeError:
+            _leave_pipe()
+            sys.exit(141)  # click would make it 1
+        click.echo(report, err=out_file == "-")
 
     return command
+
+
+def _leave_pipe() -> None:
+    """Redirects standard output, so that Python does not flush its buffer into the closed pipe at exit."""
+    import contextlib
+
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _name, _text in STAGES.items():
@@ -326,7 +379,7 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 @click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "stage", "rejects", "train"]))
 def settings_command(stage: str | None) -> None:
     """Print the settings of STAGE, or of all stages, with their defaults and meanings."""
-    from corpusprep.commands.stage import describe_settings
+    from corpusprep.commands.settings import describe_settings
 
     click.echo(describe_settings(stage))
 

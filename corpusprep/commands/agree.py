@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpusprep.codes import explicit, parse_pair
+from corpusprep.commands.reader import TableReader, remedies_as_options
 from corpusprep.errors import InputError, SettingsError
 from corpusprep.report.tables import columns
-from corpusprep.sources.files import unpacked_name
+from corpusprep.sources.files import printable, unpacked_name
+from corpusprep.sources.tsv import first_line
 from corpusprep.stages.quality import QualitySettings, Scorer, learns, open_scorer, prepare
 
 F32 = npt.NDArray[np.float32]
@@ -63,8 +64,9 @@ def agree(
     """Scores the rows of a file and compares.
 
     Args:
-        file: tab-separated, packed with gzip or not, without quoting: source, translation and human score. The columns are
-            the first three, or found by name where the first line names them.
+        file: tab-separated, packed or not, without quoting: source, translation and human score. The columns are the first
+            three, or found by name where the first line names them. `-` is standard input. Lines that cannot be read, that
+            lack a side or whose score is no number are left out.
         settings: the scorer. A scorer that learns does so from these rows. A COMET model scores the first column as source
             where the direction is `forward`.
         src_lang, tgt_lang: languages, where the file is not named by them, as in `en-de.tsv`.
@@ -179,58 +181,41 @@ def _read(
     path: Path, sides: tuple[str, str], human: str | int | None
 ) -> tuple[pa.Table, npt.NDArray[np.float64] | None]:
     """The rows that have all that they need, and their human scores."""
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(str(path), f"cannot be read ({error})", "Check the path, or fetch it again") from None
-    lines = content.decode("utf-8", "replace").removeprefix("\ufeff").split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    fields = [line.removesuffix("\r").split("\t") for line in lines]
-    if not fields:
-        raise InputError(str(path), "is empty", "Name a file with rows")
-    src, tgt, score, header = _places(fields[0], human, path)
-    texts: list[tuple[str, str]] = []
-    scores: list[float] = []
-    for row in fields[header:]:
-        if len(row) <= max(src, tgt, score or 0) or not row[src].strip() or not row[tgt].strip():
-            continue
-        if score is not None:
-            try:
-                value = float(row[score])
-            except ValueError:
-                continue
-            if not np.isfinite(value):
-                continue
-            scores.append(value)
-        texts.append((row[src], row[tgt]))
-    data = {"src": [s for s, _ in texts], "tgt": [t for _, t in texts]}
-    languages = {f"{side}_lang": [code] * len(texts) for side, code in zip(("src", "tgt"), sides, strict=True)}
-    table: Any = pa.table({name: pa.array(values, pa.string()) for name, values in (data | languages).items()})
-    return table, np.array(scores) if score is not None else None
+    with remedies_as_options(on_error=False):
+        first = first_line(str(path))
+    file = printable(str(path))
+    if not first:
+        raise InputError(file, "it is empty", "Name a file with rows")
+    places = _places(first, human, file)
+    reader = TableReader(path, named="tsv", columns=places, src_lang=sides[0], tgt_lang=sides[1], on_error=None)
+    table, _ = reader.whole()
+    texts: list[Any] = [pc.utf8_trim_whitespace(table[side]) for side in ("src", "tgt")]
+    usable: Any = pc.and_(*(pc.not_equal(text, pa.scalar("")) for text in texts))
+    if "score" in places:
+        usable = pc.and_(usable, pc.is_valid(table["score"]))
+    table = table.filter(usable)
+    scores = table["score"].to_numpy().astype(np.float64) if "score" in places else None
+    languages = [pa.repeat(pa.scalar(code, pa.string()), table.num_rows) for code in sides]
+    data = {"src": table["src"], "tgt": table["tgt"], "src_lang": languages[0], "tgt_lang": languages[1]}
+    return pa.table(data), scores
 
 
-def _places(first: list[str], human: str | int | None, path: Path) -> tuple[int, int, int | None, int]:
-    """Columns of source, translation and human score, and how many lines are header."""
-    names = [name.strip().lower() for name in first]
-
-    def named(wanted: Sequence[str]) -> int | None:
-        return next((names.index(name) for name in wanted if name in names), None)
-
-    src, tgt = named(_SOURCES), named(_TARGETS)
+def _places(first: Sequence[str], human: str | int | None, file: str) -> Mapping[str, str | int]:
+    """The columns of source, translation and human score: by name where the first line is a header, else by number."""
+    names = {name.strip().lower(): name for name in reversed(first)}
+    src, tgt = (next((names[name] for name in wanted if name in names), None) for wanted in (_SOURCES, _TARGETS))
     header = src is not None and tgt is not None
     if isinstance(human, str) and not (header and human.lower() in names):
-        raise InputError(str(path), f"its first line names no column {human!r}", "Give the column by number, from 0", 0)
+        raise InputError(file, f"its first line names no column {human!r}", "Give the column by number, from 0", 0)
     if len(first) < 2:
-        raise InputError(str(path), "its first line has one column", "Separate source and translation by a tab", 0)
+        raise InputError(file, "its first line has one column", "Separate source and translation by a tab", 0)
     if isinstance(human, str):
-        score: int | None = names.index(human.lower())
+        score: str | int | None = names[human.lower()]
     elif human is not None:
         score = human
     elif header:
-        score = named(_HUMAN)
+        score = next((names[name] for name in _HUMAN if name in names), None)
     else:
         score = 2 if len(first) > 2 else None
-    return (src, tgt, score, 1) if src is not None and tgt is not None else (0, 1, score, 0)
+    found: dict[str, str | int] = {"src": 0, "tgt": 1} if src is None or tgt is None else {"src": src, "tgt": tgt}
+    return found if score is None else found | {"score": score}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from corpusprep.sources.base import (
     MAX_BYTES,
     MAX_ROWS,
@@ -28,35 +30,20 @@ __all__ = [
 ]
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The source of a `[[source]]` table; nothing is read before its shards are asked for."""
-    # Spelt out, so that the keys of parts can follow the imports.
-    match settings.format:
-        case "opus100":
-            from corpusprep.sources.opus100 import Opus100Source
+def open_source(settings: SourceSettings, *, whole: bool = False) -> Source:
+    """The source of a `[[source]]` table; nothing is read before its shards are asked for.
 
-            return Opus100Source(settings)
-        case "nllb":
-            from corpusprep.sources.nllb import NllbSource
-
-            return NllbSource(settings)
-        case "moses":
-            from corpusprep.sources.moses import MosesSource
-
-            return MosesSource(settings)
-        case "tsv":
-            from corpusprep.sources.tsv import TsvSource
-
-            return TsvSource(settings)
-        case "jsonl":
-            from corpusprep.sources.jsonl import JsonlSource
-
-            return JsonlSource(settings)
-        case "parquet":
-            from corpusprep.sources.parquet import ParquetSource
-
-            return ParquetSource(settings)
-        case "hub":
-            from corpusprep.sources.hub import HubSource
-
-            return HubSource(settings)
+    Args:
+        settings: the table.
+        whole: read whole tables, for one stage on one file. A batch of tsv, jsonl or parquet then has all columns of the file,
+            in its order and with its types: src, tgt, src_lang, tgt_lang and score under these names, the others under their
+            own. It has no columns of the reader (source, shard, row) unless the file has them. Languages that only the
+            settings or the path name come last. Sides are not swapped: src is the first side of the file; line pairs have no
+            first side, and src is the language that the settings name as src_lang, else the source side of a run. All splits
+            are read, and the path may be `-`, standard input. Rejects are those of a run, plus rows in which another column
+            cannot be read.
+    """
+    # A name that is computed: the keys of parts follow the class that is returned, as they cannot follow this.
+    module = importlib.import_module(f"corpusprep.sources.{settings.format}")
+    source: Source = getattr(module, f"{settings.format.capitalize()}Source")(settings, whole)
+    return source

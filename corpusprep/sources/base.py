@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpusprep.codes import canonical, explicit, matches, order_pair, parse_pair, script_of
 from corpusprep.errors import InputError, SettingsError
-from corpusprep.sources.files import identity, printable
+from corpusprep.sources.files import Tree, find, identity, printable
+from corpusprep.sources.standard_input import NAME, STANDARD_INPUT
 from corpusprep.stage import Settings
 
 Format = Literal["opus100", "nllb", "moses", "tsv", "jsonl", "parquet", "hub"]
@@ -75,7 +76,8 @@ class SourceSettings(Settings):
     lost."""
     columns: dict[Field_, Column] = Field(default={})
     """Where a table's fields are, by name or, in tsv, by number from 0, as in `{src = 0, tgt = "german"}`. The default
-    is the fields' own names (tsv without a header: the first two columns)."""
+    is the fields' own names (tsv without a header: the first two columns; of four, the others are the languages where
+    nothing else tells them)."""
     src_lang: str | None = None
     """Language of the first side, for files that do not say; it holds for all files of the source."""
     tgt_lang: str | None = None
@@ -161,7 +163,7 @@ class RawBatch(NamedTuple):
     """A run of rows of one shard.
 
     Attributes:
-        table: the good rows, `RAW_SCHEMA`.
+        table: the good rows, `RAW_SCHEMA`; of a whole table the file's columns, see `open_source`.
         rejected: the bad ones, `REJECT_SCHEMA`, with U+FFFD for what cannot be decoded; a line that has no columns is
             in `src` as a whole, and `tgt` is null.
         problems: what was lost, and warnings, a sentence each.
@@ -187,10 +189,19 @@ class Found(NamedTuple):
 
 
 class Source(ABC):
-    """The shards of one `[[source]]` table."""
+    """The shards of one `[[source]]` table.
 
-    def __init__(self, settings: SourceSettings) -> None:
+    Args:
+        settings: the table.
+        whole: whether batches are whole tables, see `open_source`.
+    """
+
+    has_first_side: ClassVar[bool] = True
+    """Whether the two sides of a shard have an order of their own, which whole tables keep."""
+
+    def __init__(self, settings: SourceSettings, whole: bool = False) -> None:
         self.settings = settings
+        self.whole = whole
         self._found: list[Found] | None = None
 
     @abstractmethod
@@ -215,7 +226,8 @@ class Source(ABC):
             InputError: nothing is found, or a file is not what it should be and the settings say to stop.
         """
         found = self._all()
-        shards = [shard for each in found if each.split in self.settings.splits for shard in self._shard(each)]
+        splits = {each.split for each in found} if self.whole else self.settings.splits
+        shards = [shard for each in found if each.split in splits for shard in self._shard(each)]
         if not shards:
             raise self._nothing(found)
         return shards
@@ -250,6 +262,32 @@ class Source(ABC):
             return []
         return [pair for pair in self.settings.pairs if order_pair(*parse_pair(pair)) not in pairs]
 
+    def _tree(self) -> Tree:
+        """The files of the path; for whole tables it may be standard input.
+
+        Raises:
+            InputError: nothing is there.
+        """
+        if self.settings.path != STANDARD_INPUT:
+            return find(self.settings.path)
+        if not self.whole:
+            raise InputError(NAME, "a run cannot read it, as it reads its sources more than once", "Name a file")
+        return Tree("", [STANDARD_INPUT], True)
+
+    def _told(self, named: tuple[bool, bool], path: str) -> list[tuple[str, str] | None]:
+        """The languages of a whole table: `[None]` if its rows name them, `[pair]` if the settings or its path do, else `[]`.
+
+        Args:
+            named: which of the two languages the rows name.
+            path: a path whose name may tell the pair.
+        """
+        given = (self.settings.src_lang, self.settings.tgt_lang)
+        if any(named):
+            return [None] if all(a or b for a, b in zip(named, given, strict=True)) else []
+        there = pair_in_path(path) or (None, None)
+        src, tgt = given[0] or there[0], given[1] or there[1]
+        return [(src, tgt)] if src and tgt else []
+
     def _limit(self, shard: Shard) -> int | None:
         """How many rows of a shard are read; all of a shard that is to be protected against."""
         return self.settings.limit if shard.split in self.settings.splits else None
@@ -269,10 +307,14 @@ class Source(ABC):
         if found.languages is None:
             shard = Shard(self.settings.label, *common, None, found.split, False, found.members, found.lost)
             return [shard]
+        if self.whole and self.has_first_side:
+            pair = (explicit(found.languages[0]), explicit(found.languages[1]))
+            return [Shard(self.settings.label, *common, pair, found.split, False, found.members, found.lost)]
         labels = label(found.languages, self.settings.wanted())
         if labels is None:
             return []
-        pair = order_pair(*labels)
+        src, tgt = (self.settings.src_lang, self.settings.tgt_lang) if self.whole else (None, None)
+        pair = (src, tgt) if src is not None and tgt is not None else order_pair(*labels)
         swap = pair != labels
         return [Shard(self.settings.label, *common, pair, found.split, swap, found.members, found.lost)]
 
@@ -423,15 +465,16 @@ def make_batch(
         ],
         schema=RAW_SCHEMA,
     )
-    return RawBatch(table, _rejected(shard, rejects), list(problems))
+    return RawBatch(table, rejected_rows(shard, rejects), list(problems))
 
 
 def empty_batch(shard: Shard, problems: Sequence[str]) -> RawBatch:
     """A batch of no rows that carries problems."""
-    return RawBatch(RAW_SCHEMA.empty_table(), _rejected(shard, ()), list(problems))
+    return RawBatch(RAW_SCHEMA.empty_table(), rejected_rows(shard, ()), list(problems))
 
 
-def _rejected(shard: Shard, rejects: Sequence[tuple[int, str | None, str | None, int]]) -> pa.Table:
+def rejected_rows(shard: Shard, rejects: Sequence[tuple[int, str | None, str | None, int]]) -> pa.Table:
+    """The table of bad rows, `REJECT_SCHEMA`, from (line, first side, second side, verdict) each."""
     if not rejects:
         return REJECT_SCHEMA.empty_table()
     n = len(rejects)
@@ -472,8 +515,15 @@ class RowLanguages(NamedTuple):
     verdict: npt.NDArray[np.int8]
 
 
-def row_languages(first: pa.Array[Any], second: pa.Array[Any], wanted: Sequence[tuple[str, str]]) -> RowLanguages:
-    """Labels rows by the codes that they name themselves (n strings each; null names none)."""
+def row_languages(
+    first: pa.Array[Any], second: pa.Array[Any], wanted: Sequence[tuple[str, str]] | None
+) -> RowLanguages:
+    """Labels rows by the codes that they name themselves (n strings each; null names none).
+
+    Args:
+        first, second: the codes of either side.
+        wanted: the recipe's pairs; none asks for all. None stands for a whole table, whose sides are not swapped.
+    """
     n = len(first)
     a, b = (side.fill_null("").dictionary_encode() for side in (first, second))
     left, right = a.dictionary.to_pylist(), b.dictionary.to_pylist()
@@ -484,11 +534,13 @@ def row_languages(first: pa.Array[Any], second: pa.Array[Any], wanted: Sequence[
     verdicts = np.zeros(unique.size, np.int8)
     for i, key in enumerate(unique.tolist()):
         codes = (left[key // width], right[key % width])
-        pair = label(codes, wanted) if is_language(codes[0]) and is_language(codes[1]) else None
+        pair = None
+        if is_language(codes[0]) and is_language(codes[1]):
+            pair = (explicit(codes[0]), explicit(codes[1])) if wanted is None else label(codes, wanted)
         if pair is None:
             verdicts[i] = UNWANTED if all(map(is_language, codes)) else LANGUAGE
         labels.append(pair)
-    swaps = np.array([pair is not None and order_pair(*pair) != pair for pair in labels], np.bool_)
+    swaps = np.array([bool(pair and wanted is not None and order_pair(*pair) != pair) for pair in labels], np.bool_)
     places: Any = pa.array(inverse.reshape(n))
     sides = tuple(
         pa.array([None if pair is None else pair[side] for pair in labels], pa.string()).take(places) for side in (0, 1)

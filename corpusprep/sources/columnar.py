@@ -27,6 +27,10 @@ from corpusprep.sources.base import (
 from corpusprep.sources.files import open_binary, printable
 from corpusprep.sources.jsonl import translation_pairs
 from corpusprep.sources.lines import decode, gather, valid_utf8
+from corpusprep.sources.whole import finite, shadowed, whole_batch
+from corpusprep.stage import PAIR_COLUMNS
+
+Told = Callable[[tuple[bool, bool], str], list[tuple[str, str] | None]]
 
 _PIECE = 8192
 _REPAIR = 'Fetch it again, or set on_error = "keep" to read what is sound'
@@ -37,18 +41,25 @@ class Layout(NamedTuple):
 
     Attributes:
         first, second: the text of either side.
-        languages: the codes of either side, where rows name them.
+        languages: the codes of either side, where rows name them; in a whole table rows may name one of the two.
         score: a number, if there is one.
+        names: of a whole table, name in the batch and column of all that it holds, in the order of the file.
+        given: of a whole table, the codes of the sides whose codes rows do not name.
     """
 
     first: tuple[str, ...]
     second: tuple[str, ...]
-    languages: tuple[str, str] | None
+    languages: tuple[str | None, str | None] | None
     score: str | None
+    names: tuple[tuple[str, str], ...] = ()
+    given: tuple[str | None, str | None] = (None, None)
 
     def columns(self) -> list[str]:
         """The top-level columns that are needed."""
-        names = [self.first[0], self.second[0], *(self.languages or ()), *([self.score] if self.score else [])]
+        if self.names:
+            return list(dict.fromkeys(column for _, column in self.names))
+        codes = [name for name in self.languages or () if name is not None]
+        names = [self.first[0], self.second[0], *codes, *([self.score] if self.score else [])]
         return list(dict.fromkeys(names))
 
 
@@ -69,7 +80,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def languages_of(
-    schema: pa.Schema, settings: SourceSettings, file: str, path: str
+    schema: pa.Schema, settings: SourceSettings, file: str, path: str, whole: Told | None = None
 ) -> list[tuple[tuple[str, str] | None, tuple[str, ...]]]:
     """The pairs that a table holds, with the two fields of its struct that are a pair's sides; the pair None where
     rows name their own languages.
@@ -77,6 +88,7 @@ def languages_of(
     Args:
         file: how messages name the table.
         path: where a pair is looked for that the table does not name.
+        whole: of a whole table, `Source._told`.
 
     Raises:
         InputError: columns or languages are not to be found.
@@ -95,11 +107,16 @@ def languages_of(
             )
         return [(pair, pair) for pair in pairs]
     layout(schema, settings, file)
-    if settings.src_lang is not None and settings.tgt_lang is not None:
+    codes = columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")
+    if whole is not None:
+        told = whole((codes[0] in schema.names, codes[1] in schema.names), path)
+        if told:
+            return [(told[0], ())]
+    elif settings.src_lang is not None and settings.tgt_lang is not None:
         return [((settings.src_lang, settings.tgt_lang), ())]
-    if {columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")} <= set(schema.names):
+    elif set(codes) <= set(schema.names):
         return [(None, ())]
-    languages = pair_in_path(path)
+    languages = pair_in_path(path) if whole is None else None
     if languages is None:
         raise InputError(
             file,
@@ -116,7 +133,7 @@ def layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard 
     Raises:
         InputError: one is missing or is not of its type.
     """
-    columns = {field: str(column) for field, column in settings.columns.items()}
+    columns: dict[str, str] = {field: str(column) for field, column in settings.columns.items()}
     score = columns.get("score", "score")
     if score not in schema.names:
         if "score" in columns:
@@ -137,15 +154,41 @@ def layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard 
                 raise InputError(file, problem, "Check the file")
         return Layout((struct, shard.members[0]), (struct, shard.members[1]), None, score or None)
     names = [columns.get("src", "src"), columns.get("tgt", "tgt")]
+    codes: list[str | None] = []
     if shard is not None and shard.pair is None:
-        names += [columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")]
-    for name in names:
+        for field, given in (("src_lang", settings.src_lang), ("tgt_lang", settings.tgt_lang)):
+            name = columns.get(field, field)
+            codes.append(None if given is not None and name not in schema.names else name)
+    for name in [*names, *(code for code in codes if code is not None)]:
         if name not in schema.names:
             raise _no_column(schema, name, file)
         if not is_text(schema.field(name).type):
             raise InputError(file, f"its column {name!r} is {schema.field(name).type}, not text", "Name another column")
-    languages = (names[2], names[3]) if len(names) == 4 else None
+    languages = (codes[0], codes[1]) if codes else None
     return Layout((names[0],), (names[1],), languages, score or None)
+
+
+def whole_layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard) -> tuple[Layout, list[str]]:
+    """The columns of a whole table, and warnings.
+
+    Raises:
+        InputError: one is missing or is not of its type, or two have one name.
+    """
+    place = layout(schema, settings, file, shard)
+    twice = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
+    if twice:
+        raise InputError(file, f"it has two columns {printable(twice[0])!r}", "Rename one of them")
+    taken = {"src": place.first[0], "tgt": place.second[0]}
+    codes = zip(("src_lang", "tgt_lang"), place.languages or (), strict=False)
+    taken |= {field: column for field, column in codes if column is not None}
+    taken |= {"score": place.score} if place.score is not None else {}
+    struct = {} if len(place.first) == 1 else dict.fromkeys(("src_lang", "tgt_lang"), place.first[0])
+    names: list[tuple[str, str]] = []
+    for column in schema.names:
+        held = [field for field, at in taken.items() if at == column]
+        names += [(field, column) for field in held or ([] if column in taken | struct else [column])]
+    place = place._replace(names=tuple(names), given=(settings.src_lang, settings.tgt_lang))
+    return place, shadowed(schema.names, taken | struct, file)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -168,7 +211,8 @@ def _bytes(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> pa.ChunkedArray[Any]
 
 
 def flatten(table: pa.Table, place: Layout, first_row: int) -> pa.Table:
-    """The fields of a table as columns first, second, languages and score of fixed types, and the row numbers."""
+    """The fields of a table as columns first, second, languages and score of fixed types, and the row numbers; of a whole
+    table, its other columns too, with "+" before their names."""
     texts = []
     for path in (place.first, place.second):
         column: Any = table[path[0]]
@@ -176,12 +220,22 @@ def flatten(table: pa.Table, place: Layout, first_row: int) -> pa.Table:
             column = pc.struct_field(column, path[1])
         texts.append(_bytes(column))
     arrays: dict[str, Any] = {"first": texts[0], "second": texts[1]}
-    for name, field in zip(("first_lang", "second_lang"), place.languages or (), strict=False):
-        arrays[name] = _bytes(table[field])
-    if place.score is not None:
+    for name, field, given in zip(("first_lang", "second_lang"), place.languages or (), place.given, strict=False):
+        code: Any = table[field] if field is not None else pa.repeat(pa.scalar(given, pa.string()), table.num_rows)
+        arrays[name] = _bytes(code)
+    for name, column in place.names:
+        if name not in PAIR_COLUMNS:
+            arrays[f"+{name}"] = finite(table[column]) if name == "score" else _filterable(table[column])
+    if place.score is not None and not place.names:
         arrays["score"] = table[place.score].cast(pa.float32(), safe=False)
     arrays["row"] = pa.array(np.arange(first_row, first_row + table.num_rows))
     return pa.table(arrays)
+
+
+def _filterable(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
+    """Arrow filters no views."""
+    kinds: dict[Any, Any] = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return column.cast(kinds[column.type]) if column.type in kinds else column
 
 
 def recut(tables: Iterator[pa.Table], max_rows: int, max_bytes: int) -> Iterator[pa.Table]:
@@ -252,11 +306,21 @@ def _spans(column: pa.ChunkedArray[Any], verdict: npt.NDArray[np.int8]) -> _Text
     return text
 
 
-def flat_batch(flat: pa.Table, shard: Shard, wanted: tuple[tuple[str, str], ...], problems: list[str]) -> RawBatch:
-    """The batch of a flat table."""
+def flat_batch(
+    flat: pa.Table, shard: Shard, settings: SourceSettings, problems: list[str], place: Layout | None
+) -> RawBatch:
+    """The batch of a flat table.
+
+    Args:
+        place: of a whole table, its columns.
+    """
+    flat = flat.combine_chunks() if place is not None else flat
     n = flat.num_rows
     verdict = np.zeros(n, np.int8)
     sides = [_spans(flat[name], verdict) for name in ("first", "second")]
+    for name in flat.schema.names:
+        if name.startswith("+"):
+            _check(flat[name], verdict)
     languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
     swap: npt.NDArray[np.bool_] | None = None
     if "first_lang" in flat.schema.names:
@@ -264,8 +328,11 @@ def flat_batch(flat: pa.Table, shard: Shard, wanted: tuple[tuple[str, str], ...]
         codes = [_spans(flat[name], odd) for name in ("first_lang", "second_lang")]
         verdict[(odd != 0) & (verdict == 0)] = LANGUAGE
         sound = verdict == 0
-        named = [gather(code.data, code.starts[sound], code.ends[sound]) for code in codes]
-        labels = row_languages(named[0], named[1], wanted)
+        if place is None:
+            named = [gather(code.data, code.starts[sound], code.ends[sound]) for code in codes]
+        else:
+            named = [_strings(flat[name], sound) for name in ("first_lang", "second_lang")]
+        labels = row_languages(named[0], named[1], settings.wanted() if place is None else None)
         verdict[sound] = labels.verdict
         chosen = pa.array(labels.verdict == 0)
         languages = (labels.languages[0].filter(chosen), labels.languages[1].filter(chosen))
@@ -275,11 +342,17 @@ def flat_batch(flat: pa.Table, shard: Shard, wanted: tuple[tuple[str, str], ...]
         (int(rows[i]), sides[0].of(i), sides[1].of(i), int(verdict[i])) for i in np.flatnonzero(verdict > 0).tolist()
     ]
     good = verdict == 0
+    if place is not None:
+        texts = [_strings(flat[name], good) for name in ("first", "second")]
+        found: dict[str, Any] = dict(zip(PAIR_COLUMNS, (*texts, *(languages or ())), strict=False))
+        rest = flat if good.all() else flat.filter(pa.array(good))
+        columns = {name: found[name] if name in found else rest[f"+{name}"] for name, _ in place.names}
+        return whole_batch(shard, columns | found, settings, rejects=rejects, problems=problems)
+    texts = [gather(side.data, side.starts[good], side.ends[good]) for side in sides]
     score = None
     if "score" in flat.schema.names:
         values = flat["score"].to_numpy()[good]
         score = pa.array(values, pa.float32(), mask=~np.isfinite(values))
-    texts = [gather(side.data, side.starts[good], side.ends[good]) for side in sides]
     return make_batch(
         shard,
         np.ascontiguousarray(rows[good]),
@@ -293,6 +366,26 @@ def flat_batch(flat: pa.Table, shard: Shard, wanted: tuple[tuple[str, str], ...]
     )
 
 
+def _strings(column: pa.ChunkedArray[Any], good: npt.NDArray[np.bool_]) -> pa.Array[Any]:
+    """The good rows of a large_binary column as text, without a kernel that a short command would have to load."""
+    chosen = column if good.all() else column.filter(pa.array(good))
+    chunks: list[Any] = [chunk.view(pa.large_string()) for chunk in chosen.chunks]
+    text: pa.Array[Any] = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+    return text.cast(pa.string())
+
+
+def _check(column: pa.ChunkedArray[Any], verdict: npt.NDArray[np.int8]) -> None:
+    """Marks values that are no text, though their type says so, in the verdicts that are still 0."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for i in np.flatnonzero(verdict == 0).tolist():
+            try:
+                column.slice(i, 1).validate(full=True)
+            except pa.ArrowInvalid:
+                verdict[i] = ENCODING
+
+
 def read_tables(
     tables: Callable[[list[str]], Iterator[pa.Table]],
     settings: SourceSettings,
@@ -301,11 +394,16 @@ def read_tables(
     limit: int | None,
     max_rows: int,
     max_bytes: int,
+    place: Layout | None = None,
+    none: pa.Table | None = None,
 ) -> Iterator[RawBatch]:
     """Reads flat tables that a function streams; it may add to the list of problems that it is given, and raise
-    InputError, which ends the reading under `on_error = "keep"`."""
+    InputError, which ends the reading under `on_error = "keep"`.
+
+    Args:
+        place, none: of a whole table, its columns, and a flat table of no rows.
+    """
     problems = list(shard.lost)
-    wanted = settings.wanted()
     state = {"rows": 0}
 
     def stream() -> Iterator[pa.Table]:
@@ -327,31 +425,57 @@ def read_tables(
             problems.append(f"{error.file}{row}: {error.problem}; what follows is lost.")
 
     for flat in recut(stream(), max_rows, max_bytes):
-        batch = flat_batch(flat, shard, wanted, problems)
+        batch = flat_batch(flat, shard, settings, problems, place)
         problems.clear()
         yield batch
     if not state["rows"] and not problems:
         problems.append(f"{file}: it is empty.")
-    if problems:
+    if problems and none is not None:
+        yield flat_batch(none, shard, settings, problems, place)
+    elif problems:
         yield empty_batch(shard, problems)
 
 
 def read_parquet(
-    settings: SourceSettings, shard: Shard, limit: int | None, max_rows: int, max_bytes: int
+    settings: SourceSettings,
+    shard: Shard,
+    limit: int | None,
+    max_rows: int,
+    max_bytes: int,
+    whole: bool = False,
 ) -> Iterator[RawBatch]:
-    """Reads one Parquet file, a row group after the other."""
+    """Reads one Parquet file, a row group after the other.
+
+    Args:
+        whole: whether batches are whole tables.
+    """
     file = printable(shard.files[0])
+    place: Layout | None = None
+    none: pa.Table | None = None
+    warnings: list[str] = []
+    if whole:
+        try:
+            with open_binary(shard.files[0]) as stream:
+                schema = open_parquet(stream, file).schema_arrow
+        except InputError as error:
+            if settings.on_error == "stop":
+                raise
+            yield whole_batch(shard, {}, settings, problems=[f"{error.file}: {error.problem}; what follows is lost."])
+            return
+        place, warnings = whole_layout(schema, settings, file, shard)
+        none = flatten(schema.empty_table(), place, 0)
 
     def tables(problems: list[str]) -> Iterator[pa.Table]:
+        problems += warnings
         with open_binary(shard.files[0]) as stream:
             parquet = open_parquet(stream, file)
-            place = layout(parquet.schema_arrow, settings, file, shard)
+            where = place or layout(parquet.schema_arrow, settings, file, shard)
             row = 0
             for group in range(parquet.num_row_groups):
                 after = row + parquet.metadata.row_group(group).num_rows
                 try:
-                    for batch in parquet.iter_batches(_PIECE, row_groups=[group], columns=place.columns()):
-                        yield flatten(pa.Table.from_batches([batch]), place, row)
+                    for batch in parquet.iter_batches(_PIECE, row_groups=[group], columns=where.columns()):
+                        yield flatten(pa.Table.from_batches([batch]), where, row)
                         row += batch.num_rows
                 except PARQUET_ERRORS as error:
                     detail = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -361,7 +485,7 @@ def read_parquet(
                     problems.append(f"{file}, row {row}: {problem}; {after - row} rows are lost.")
                 row = after
 
-    return read_tables(tables, settings, shard, file, limit, max_rows, max_bytes)
+    yield from read_tables(tables, settings, shard, file, limit, max_rows, max_bytes, place, none)
 
 
 # Arrow's errors are ValueErrors, KeyErrors, OSErrors and NotImplementedErrors too; OverflowError and MemoryError come

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpusprep.kernels import kernel
 from corpusprep.sources.base import (
@@ -24,6 +25,7 @@ from corpusprep.sources.base import (
 )
 from corpusprep.sources.files import blocks, printable
 from corpusprep.sources.lines import Bytes, LineCutter, Lines, Spans, check_text, decode, fit, gather, head
+from corpusprep.sources.whole import whole_batch
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 Verdicts = npt.NDArray[np.int8]
@@ -36,16 +38,20 @@ class Columns(NamedTuple):
         width: how many columns a line has.
         first, second: the text of either side.
         score: a number.
-        languages: the codes of either side, where lines name them.
+        languages: the codes of either side, where lines name them; in a whole table lines may name one of the two.
         header: whether the first line names the columns and is no row.
+        names: of a whole table, name and place of each column in the batch.
+        kinds: of a whole table, the types of columns, by place, that hold numbers, besides the score.
     """
 
     width: int
     first: int
     second: int
     score: int | None = None
-    languages: tuple[int, int] | None = None
+    languages: tuple[int | None, int | None] | None = None
     header: bool = False
+    names: tuple[tuple[str, int], ...] = ()
+    kinds: tuple[tuple[int, pa.DataType], ...] = ()
 
 
 class Table(NamedTuple):
@@ -190,6 +196,25 @@ def _narrow(
     return narrow, state
 
 
+def typed(data: Bytes, starts: Spans, ends: Spans, kind: pa.DataType) -> tuple[pa.Array[Any], npt.NDArray[np.bool_]]:
+    """Fields of UTF-8 as numbers of a type, null where they are empty, and which of them are something else."""
+    if pa.types.is_floating(kind):
+        values, state = numbers(data, starts, ends)
+        return pa.array(values, mask=state != 0).cast(kind), state == 2
+    text: Any = pc.utf8_trim(gather(data, starts, ends), " \r")
+    text = pc.if_else(pc.equal(text, pa.scalar("", text.type)), pa.scalar(None, text.type), text)
+    odd = np.zeros(starts.size, np.bool_)
+    try:
+        return text.cast(kind), odd
+    except pa.ArrowInvalid:
+        for i, field in enumerate(text):
+            try:
+                field.cast(kind)
+            except pa.ArrowInvalid:
+                odd[i] = True
+        return pc.if_else(pa.array(odd), pa.scalar(None, text.type), text).cast(kind), odd
+
+
 def read_delimited(
     settings: SourceSettings,
     shard: Shard,
@@ -197,26 +222,28 @@ def read_delimited(
     limit: int | None,
     max_rows: int,
     max_bytes: int,
+    whole: bool = False,
 ) -> Iterator[RawBatch]:
     """Reads a tab-separated file.
 
     Args:
         layout: tells the columns from the head of the file, with warnings; it may raise InputError.
         limit: how many rows to read at most.
+        whole: whether batches are whole tables.
     """
     keep = settings.on_error == "keep"
     problems = list(shard.lost)
     cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
     first = head(cutter)
     if not first.starts.size:
-        yield empty_batch(shard, problems or [f"{printable(shard.files[0])}: it is empty."])
+        problems = problems or [f"{printable(shard.files[0])}: it is empty."]
+        yield whole_batch(shard, {}, settings, problems=problems) if whole else empty_batch(shard, problems)
         return
     columns, warnings = layout(first)
     problems += warnings
     if columns.header:
         cutter.drop(1)
     limit = None if limit is None else limit + int(columns.header)
-    wanted_pairs = settings.wanted()
     any_rows = False
     while limit is None or cutter.row < limit:
         wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
@@ -224,24 +251,25 @@ def read_delimited(
         if count == 0:
             break
         count = fit([cutter.lines(count)], max_bytes)
-        batch = _batch(shard, cutter.lines(count), columns, wanted_pairs, problems)
+        batch = _batch(shard, cutter.lines(count), columns, settings, problems)
         problems.clear()
         cutter.drop(count)
         any_rows = True
         yield batch
     if not any_rows:
         problems.append(f"{printable(shard.files[0])}: it has no rows.")
-    if problems:
+    if whole and problems:
+        none = Lines(first.data, first.starts[:0], first.ends[:0], cutter.row, {})
+        yield _batch(shard, none, columns, settings, problems)
+    elif problems:
         yield empty_batch(shard, problems)
 
 
-def _batch(
-    shard: Shard, lines: Lines, columns: Columns, wanted: tuple[tuple[str, str], ...], problems: list[str]
-) -> RawBatch:
-    fields = [columns.first, columns.second, *(columns.languages or ())]
+def _batch(shard: Shard, lines: Lines, columns: Columns, settings: SourceSettings, problems: list[str]) -> RawBatch:
+    fields = [columns.first, columns.second, *(place for place in columns.languages or () if place is not None)]
     if columns.score is not None:
         fields.append(columns.score)
-    width = max(fields) + 1
+    width = columns.width if columns.names else max(fields) + 1
     score: npt.NDArray[np.float32] | None = None
     state: npt.NDArray[np.int8] | None = None
     if columns.score is None:
@@ -256,13 +284,25 @@ def _batch(
     check_text(data, lines.starts, lines.ends, verdict)
     if state is not None:
         verdict[(state == 2) & (verdict == 0)] = SCORE
+    sound = np.flatnonzero(verdict == 0)
+    typed_columns = {}
+    for place, kind in columns.kinds:
+        begins, finishes = table.spans(place)
+        values, odd = typed(data, begins[sound], finishes[sound], kind)
+        typed_columns[place] = (sound, values)
+        verdict[sound[odd]] = SCORE
     languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
     swap: npt.NDArray[np.bool_] | None = None
     if columns.languages is not None and shard.pair is None:
         sound = np.flatnonzero(verdict == 0)
-        named = [table.spans(column) for column in columns.languages]
-        codes = [gather(data, starts[sound], ends[sound]) for starts, ends in named]
-        labels = row_languages(codes[0], codes[1], wanted)
+        codes: list[Any] = []
+        for named, given in zip(columns.languages, (settings.src_lang, settings.tgt_lang), strict=True):
+            if named is None:
+                codes.append(pa.repeat(pa.scalar(given, pa.string()), sound.size))
+                continue
+            begins, finishes = table.spans(named)
+            codes.append(gather(data, begins[sound], finishes[sound]))
+        labels = row_languages(codes[0], codes[1], None if columns.names else settings.wanted())
         verdict[sound] = labels.verdict
         chosen = labels.verdict == 0
         mask = pa.array(chosen)
@@ -284,14 +324,39 @@ def _batch(
         sides = [(starts[good], ends[good]) for starts, ends in sides]
         if score is not None and state is not None:
             score, state = score[good], state[good]
+    scores = None if score is None or state is None else pa.array(score, mask=state != 0)
+    if columns.names:
+        arrays: dict[str, Any] = {}
+        for name, place in columns.names:
+            if name == "score":
+                arrays[name] = scores
+            elif name in ("src_lang", "tgt_lang"):
+                assert languages is not None
+                arrays[name] = languages[int(name == "tgt_lang")]
+            elif place in typed_columns:
+                of, values = typed_columns[place]
+                arrays[name] = values.filter(pa.array(verdict[of] == 0))
+            else:
+                arrays[name] = _text(table, place, columns.width, verdict)
+        return whole_batch(shard, arrays, settings, rejects=rejects, problems=problems)
     return make_batch(
         shard,
         rows,
         gather(data, *sides[0]),
         gather(data, *sides[1]),
-        score=None if score is None or state is None else pa.array(score, mask=state != 0),
+        score=scores,
         languages=languages,
         swap=swap,
         rejects=rejects,
         problems=problems,
     )
+
+
+def _text(table: Table, column: int, width: int, verdict: Verdicts) -> pa.Array[Any]:
+    """A column of the good rows of a whole table; a carriage return before the line feed belongs to the line feed."""
+    starts, ends = table.spans(column)
+    if verdict.any():
+        starts, ends = starts[verdict == 0], ends[verdict == 0]
+    if column == width - 1 and starts.size:
+        ends = ends - ((ends > starts) & (table.lines.data[np.maximum(ends - 1, 0)] == 13))
+    return gather(table.lines.data, starts, ends)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import bz2
-import contextlib
 import difflib
 import errno
-import functools
 import glob
 import hashlib
 import io
-import lzma
 import os
 import posixpath
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from corpusprep.errors import InputError
+from corpusprep.sources.standard_input import NAME, STANDARD_INPUT, standard_input
+from corpusprep.sources.unpack import BLOCK, EDGE, Fetch, packing, salvage_deflate, unpack
 
-Fetch = Callable[[int], bytes]
-
-BLOCK = 256 << 10  # what fits the cache beside its unpacked form: a MiB took 1.4 times as long
-_INPUT = 256 << 10
-_EDGE = 64 << 10
 _PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 _NOT_UNPACKED = (".zst", ".lz4", ".lzma", ".br", ".7z", ".rar", ".Z", ".tgz", ".tar")
 _NO_FILE = "Check the path, which is taken from the folder that the command runs in unless it begins with /"
 
 
 def printable(text: str) -> str:
-    """A path as text that can be written as UTF-8: bytes of a name that are none become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A path as messages name it, in text that can be written as UTF-8: bytes of a name that are none become U+FFFD."""
+    return NAME if text == STANDARD_INPUT else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def is_remote(path: str) -> bool:
@@ -234,11 +224,14 @@ def _unreadable(path: str, error: BaseException) -> InputError:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A file, seekable, for reading.
+    """A file, seekable, for reading. Standard input is copied to a temporary file for that.
 
     Raises:
         InputError: it is not there or may not be read.
     """
+    if path == STANDARD_INPUT:
+        standard_input().spool()
+        return standard_input().open()
     if is_remote(path):
         with _remote_errors(path):
             fs, inner = _remote(path)
@@ -274,48 +267,54 @@ def identity(files: Iterable[str]) -> str:
         digest.update(f"{size} {time}\n".encode())
         with open_binary(path) as stream:
             try:
-                digest.update(stream.read(_EDGE))
-                if size > _EDGE:
-                    stream.seek(max(_EDGE, size - _EDGE))
-                    digest.update(stream.read(_EDGE))
+                digest.update(stream.read(EDGE))
+                if size > EDGE:
+                    stream.seek(max(EDGE, size - EDGE))
+                    digest.update(stream.read(EDGE))
             except Exception as error:
                 raise _unreadable(path, error) from None
     return digest.hexdigest()
 
 
-def blocks(path: str, *, salvage: bool = False) -> Iterator[bytes]:
-    """The content of a file in blocks of at most `BLOCK` bytes, unpacked if its name ends with .gz, .bz2 or .xz.
+def blocks(path: str, *, salvage: bool = False, look: bool = False) -> Iterator[bytes]:
+    """The content of a file in blocks of at most `BLOCK` bytes, unpacked if its name ends with .gz, .bz2 or .xz or its first
+    bytes say that it is packed so.
 
     Args:
-        path: path or URL.
-        salvage: give what stands before a damaged place to the last byte (a second reading of the file).
+        path: path or URL; `-` is standard input.
+        salvage: give what stands before a damaged place to the last byte. The file is read again for that, which is not
+            possible with a pipe.
+        look: keep what is read of standard input, so that it can be read again.
 
     Raises:
         InputError: it cannot be opened, or it is damaged; what could be read has been given by then. Its row is 0
             where a line is to blame, which one the caller knows.
     """
+    name = printable(path)
     if path.endswith(_NOT_UNPACKED):
-        raise InputError(printable(path), "it is packed in a way that is not read here", "Unpack it, or use gzip")
-    kind = _PACKED.get(os.path.splitext(path)[1])
-    with open_binary(path) as stream:
-        fetch = _reader(stream, path)
+        raise InputError(name, "it is packed in a way that is not read here", "Unpack it, or use gzip")
+    with standard_input().open(look=look) if path == STANDARD_INPUT else open_binary(path) as stream:
+        fetch = reader(stream, path)
+        block = fetch(BLOCK)
+        kind = _PACKED.get(os.path.splitext(path)[1]) or packing(block)
         if kind is None:
-            while block := fetch(BLOCK):
+            while block:
                 yield block
+                block = fetch(BLOCK)
             return
         given = 0
         try:
-            for block in _unpack(fetch, printable(path), kind):
-                given += len(block)
-                yield block
+            for unpacked in unpack(block, fetch, name, kind):
+                given += len(unpacked)
+                yield unpacked
         except InputError:
-            if salvage and kind == "gzip":
+            if salvage and kind == "gzip" and stream.seekable():
                 stream.seek(0)
-                yield from _salvage(fetch, given, 31)
+                yield from salvage_deflate(fetch, given, 31)
             raise
 
 
-def _reader(stream: BinaryIO, path: str, size: int | None = None) -> Fetch:
+def reader(stream: BinaryIO, path: str, size: int | None = None) -> Fetch:
     """A function that reads at most so many bytes of a stream; of its next `size` bytes only, where given."""
     left = size
 
@@ -332,207 +331,6 @@ def _reader(stream: BinaryIO, path: str, size: int | None = None) -> Fetch:
     return fetch
 
 
-def _unpack(fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
-    """The members of a compressed stream one after the other, a bounded block at a time."""
-    make: Callable[[], Any]
-    if kind == "gzip":
-        from isal import igzip_lib
-
-        make = functools.partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
-        magic = b"\x1f\x8b"
-    elif kind == "bzip2":
-        make, magic = bz2.BZ2Decompressor, b"BZh"
-    else:
-        make, magic = lzma.LZMADecompressor, b"\xfd7zXZ"
-    data, members = fetch(_INPUT), 0
-    while data:
-        while len(data) < len(magic) and (more := fetch(_INPUT)):
-            data += more
-        if not data.startswith(magic):
-            if members:
-                problem = f"bytes that are not {kind} follow its end"
-                raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before', 0)
-            remedy = "Rename it without the suffix if it is plain text, or fetch it again"
-            raise InputError(name, f"it is not {kind}, though its name says so", remedy)
-        data = yield from _inflate(make(), data, fetch, name, kind)
-        members += 1
-        while not data.strip(b"\0"):  # members may be padded with zeros
-            data = fetch(_INPUT)
-            if not data:
-                return
-        data = data.lstrip(b"\0")
-
-
-def _inflate(unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str) -> Generator[bytes, None, bytes]:
-    """The content of one compressed member; returns what was read beyond its end.
-
-    Args:
-        unpacker: one of the standard library's decompressors, or isal's, which have one interface.
-        data: the member's first bytes, already read.
-    """
-    while not unpacker.eof:
-        try:
-            block = unpacker.decompress(data, BLOCK)
-        except Exception as error:  # IsalError and zlib's are Exceptions, the others OSErrors or ValueErrors
-            remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
-            raise InputError(name, f"its {kind} data is damaged ({error})", remedy, 0) from None
-        data = b""
-        if block:
-            yield block
-        if unpacker.needs_input and not unpacker.eof:
-            data = fetch(_INPUT)
-            if not data:
-                remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
-                raise InputError(name, f"its {kind} data breaks off before its end", remedy, 0)
-    unused: bytes = unpacker.unused_data
-    return unused
-
-
-def _salvage(fetch: Fetch, given: int, wbits: int) -> Iterator[bytes]:
-    """What a damaged deflate stream still holds beyond its first `given` bytes.
-
-    isal gives nothing from a call that meets an error; zlib can be asked for one byte at a time, from a copy of the
-    state before the call that failed.
-    """
-    unpacker = zlib.decompressobj(wbits)
-    data = b""
-    seen = 0
-    while True:
-        if not data:
-            data = fetch(_INPUT)
-            if not data:
-                return
-        before, fed = unpacker.copy(), data
-        try:
-            block = unpacker.decompress(data, _EDGE)
-        except zlib.error:
-            found = bytearray()
-            with contextlib.suppress(zlib.error):
-                while byte := before.decompress(fed, 1):
-                    found += byte
-                    fed = before.unconsumed_tail
-            yield bytes(found[max(0, given - seen) :])
-            return
-        data = unpacker.unconsumed_tail
-        if block and seen + len(block) > given:
-            yield block[max(0, given - seen) :]
-        seen += len(block)
-        if unpacker.eof:
-            data = unpacker.unused_data.lstrip(b"\0")
-            unpacker = zlib.decompressobj(wbits)
-
-
-# zipfile raises RuntimeError for encryption, NotImplementedError (a RuntimeError) for rare methods, and struct.error,
-# ValueError, IndexError and others for nonsense in its tables.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    IndexError,
-    OverflowError,
-)
-
-
-@contextlib.contextmanager
-def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
-    """A zip's table of members.
-
-    Raises:
-        InputError: it cannot be opened or is not a zip.
-    """
-    with open_binary(path) as stream:
-        try:
-            archive = zipfile.ZipFile(stream)
-        except _ZIP_ERRORS as error:
-            problem = f"it is not a zip file that can be read ({error})"
-            raise InputError(printable(path), problem, "Fetch it again") from None
-        yield archive
-
-
-def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[bytes]:
-    """The content of one member of a zip, in blocks; nothing is written to disk.
-
-    Raises:
-        InputError: as `blocks`.
-    """
-    name = f"{printable(path)}, member {printable(member)}"
-    again = 'Fetch the zip again, or set on_error = "keep" to read what comes before'
-    with open_zip(path) as archive:
-        stream = archive.fp
-        try:
-            info = archive.getinfo(member)
-        except KeyError:
-            raise InputError(name, "it is no longer in the zip", "Start again") from None
-        if info.flag_bits & 1:
-            raise InputError(name, "it is encrypted", "Unpack the zip and name the files")
-        if stream is None or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            try:
-                with archive.open(info) as content:
-                    while block := content.read(_EDGE):
-                        yield block
-            except _ZIP_ERRORS as error:
-                raise InputError(name, f"its data is damaged ({error})", again, 0) from None
-            return
-        # Read here and not by zipfile, for isal's speed and to have what stands before a damaged place.
-        begin = _member_begin(stream, info, name)  # type: ignore[arg-type]
-        fetch = _reader(stream, path, info.compress_size)  # type: ignore[arg-type]
-        given = check = 0
-        try:
-            for block in _member(fetch, info, name):
-                given += len(block)
-                check = zlib.crc32(block, check)
-                yield block
-        except InputError:
-            if salvage and info.compress_type == zipfile.ZIP_DEFLATED:
-                stream.seek(begin)
-                yield from _salvage(_reader(stream, path, info.compress_size), given, -15)  # type: ignore[arg-type]
-            raise
-        if given != info.file_size or check != info.CRC:
-            raise InputError(name, "its data is damaged (size or checksum differ from the zip's table)", again, 0)
-
-
-def _member_begin(stream: BinaryIO, info: zipfile.ZipInfo, name: str) -> int:
-    """Seeks a member's data; returns where it begins."""
-    fetch = _reader(stream, name)
-    with contextlib.suppress(OSError, ValueError):  # an offset that is nonsense is met by the check that follows
-        stream.seek(info.header_offset)
-    header = fetch(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise InputError(name, "its data is not where the zip's table says", "Fetch the zip again")
-    begin = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    stream.seek(begin)
-    return begin
-
-
-def _member(fetch: Fetch, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
-    if info.compress_type == zipfile.ZIP_STORED:
-        while block := fetch(BLOCK):
-            yield block
-        return
-    from isal import igzip_lib
-
-    unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
-    yield from _inflate(unpacker, fetch(_INPUT), fetch, name, "deflate")
-
-
-def unsafe_member(info: zipfile.ZipInfo) -> str | None:
-    """Why a member of a zip is not to be trusted, in words that follow its name, or None."""
-    name = info.orig_filename.replace("\\", "/")
-    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
-        return "has an absolute path"
-    if ".." in name.split("/"):
-        return "has a path that climbs out of it"
-    if (info.external_attr >> 16) & 0o170000 == 0o120000:
-        return "is a link"
-    return None
-
-
 def read_head(path: str, size: int) -> bytes:
     """The first `size` bytes of a file's content, unpacked; fewer where it is shorter or damaged.
 
@@ -540,7 +338,7 @@ def read_head(path: str, size: int) -> bytes:
         InputError: it cannot be opened.
     """
     head = io.BytesIO()
-    stream = blocks(path)
+    stream = blocks(path, look=True)
     try:
         for block in stream:
             head.write(block)

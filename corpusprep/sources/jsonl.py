@@ -38,20 +38,24 @@ from corpusprep.sources.base import (
     split_in_path,
 )
 from corpusprep.sources.delimited import numbers
-from corpusprep.sources.files import blocks, find, printable, unpacked_name
+from corpusprep.sources.files import blocks, printable, unpacked_name
 from corpusprep.sources.lines import LineCutter, Lines, as_buffer, check_text, decode, fit, head
+from corpusprep.sources.record_tables import RecordTables
+from corpusprep.sources.whole import finite, shadowed, whole_batch
+from corpusprep.stage import PAIR_COLUMNS
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
 _NO_KEY = "\0"
+_SHALLOW = 32  # brackets of a line that cannot be nested too deeply
 
 
 class Fields(NamedTuple):
-    """The keys of a record: of either side's text, of the codes where records name their own, of a score, and of the
-    object that holds the two texts, if one does."""
+    """The keys of a record: of either side's text, of the codes where records name their own (None for one that they do not),
+    of a score, and of the object that holds the two texts, if one does."""
 
     first: str
     second: str
-    languages: tuple[str, str] | None
+    languages: tuple[str | None, str | None] | None
     score: str
     outer: str | None
 
@@ -60,7 +64,7 @@ class JsonlSource(Source):
     """`.jsonl`, `.ndjson` and `.json` files with a record a line, packed or not."""
 
     def _find(self) -> list[Found]:
-        tree = find(self.settings.path)
+        tree = self._tree()
         found = []
         for name in tree.names:
             if not tree.single and not unpacked_name(name).endswith(_SUFFIXES):
@@ -79,13 +83,21 @@ class JsonlSource(Source):
         pairs = translation_pairs(settings, [_translation(settings, record) for record in records])
         if pairs:
             return [(pair, pair) for pair in pairs]
+        where = path if "/" not in name else name
+        if self.whole:
+            if not records:
+                return [(None, ())]
+            told = self._told(_named(settings, records), where)
+            if not told and single:
+                raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
+            return [(pair, ()) for pair in told]
         if settings.src_lang is not None and settings.tgt_lang is not None:
             return [((settings.src_lang, settings.tgt_lang), ())]
         columns = settings.columns
         keys = columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")
         if not records or any(all(key in record for key in keys) for record in records):
             return [(None, ())]
-        languages = pair_in_path(path if "/" not in name else name)
+        languages = pair_in_path(where)
         if languages is None:
             if not single and unpacked_name(name).endswith(".json"):
                 return []  # such files stand beside data sets too
@@ -96,25 +108,34 @@ class JsonlSource(Source):
         keep, limit = self.settings.on_error == "keep", self._limit(shard)
         problems = list(shard.lost)
         cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
+        file = printable(shard.files[0])
         if not head(cutter, 1).starts.size:
-            yield empty_batch(shard, problems or [f"{printable(shard.files[0])}: it is empty."])
+            yield self._empty(shard, problems or [f"{file}: it is empty."])
             return
-        fields = _fields(self.settings, shard)
-        if not any(isinstance(parse(line), dict) for line in _raw(head(cutter, 100, 1 << 20))):
-            problems.append(f"{printable(shard.files[0])}: no line at its head is a JSON object.")
-        wanted_pairs = self.settings.wanted()
+        records = [record for record in map(parse, _raw(head(cutter, 100, 1 << 20))) if isinstance(record, dict)]
+        if not records:
+            problems.append(f"{file}: no line at its head is a JSON object.")
+        fields = _fields(self.settings, shard, records if self.whole else None)
+        tables = RecordTables(file) if self.whole else None
+        if self.whole:
+            problems += shadowed([key for record in records for key in record], _taken(fields), file)
         while limit is None or cutter.row < limit:
             wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
             count = min(wanted, cutter.fill(wanted, max_bytes))
             if count == 0:
                 break
             count = fit([cutter.lines(count)], max_bytes)
-            batch = _batch(shard, cutter.lines(count), fields, wanted_pairs, problems)
+            batch = _batch(shard, cutter.lines(count), fields, self.settings, problems, tables)
             problems.clear()
             cutter.drop(count)
             yield batch
         if problems:
-            yield empty_batch(shard, problems)
+            yield self._empty(shard, problems)
+
+    def _empty(self, shard: Shard, problems: list[str]) -> RawBatch:
+        if self.whole:
+            return whole_batch(shard, {}, self.settings, problems=problems)
+        return empty_batch(shard, problems)
 
 
 NO_LANGUAGES = (
@@ -125,7 +146,7 @@ NO_LANGUAGES = (
 
 def _sample(path: str) -> list[dict[str, Any]]:
     """The records at the head of a file; none where it cannot be read, which reading will meet again and say."""
-    cutter = LineCutter(blocks(path), keep=True, problems=[])
+    cutter = LineCutter(blocks(path, look=True), keep=True, problems=[])
     lines = head(cutter, 100, 1 << 20)
     return [record for record in map(parse, _raw(lines)) if isinstance(record, dict)]
 
@@ -165,15 +186,46 @@ def translation_pairs(settings: SourceSettings, languages: list[list[str] | None
     return [pair for pair in pairs if wanted and label(pair, wanted)] or pairs
 
 
-def _fields(settings: SourceSettings, shard: Shard) -> Fields:
+def _keys(settings: SourceSettings) -> tuple[str, str]:
+    """The keys of the two languages."""
+    return str(settings.columns.get("src_lang", "src_lang")), str(settings.columns.get("tgt_lang", "tgt_lang"))
+
+
+def _named(settings: SourceSettings, records: list[dict[str, Any]]) -> tuple[bool, bool]:
+    """Which of the two languages records name."""
+    src, tgt = _keys(settings)
+    return any(src in record for record in records), any(tgt in record for record in records)
+
+
+def _fields(settings: SourceSettings, shard: Shard, whole: list[dict[str, Any]] | None) -> Fields:
+    """The keys that a shard is read by.
+
+    Args:
+        whole: for a whole table, the records at its head.
+    """
     columns = {field: str(column) for field, column in settings.columns.items()}
     score = columns.get("score", "score")
     if shard.members:
         return Fields(shard.members[0], shard.members[1], None, score, columns.get("translation", "translation"))
-    languages = None
+    languages: tuple[str | None, str | None] | None = None
     if shard.pair is None:
-        languages = (columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang"))
+        languages = _keys(settings)
+        if whole is not None:  # the settings name a language where the file does not
+            named, given = _named(settings, whole), (settings.src_lang, settings.tgt_lang)
+            languages = (
+                languages[0] if named[0] or given[0] is None else None,
+                languages[1] if named[1] or given[1] is None else None,
+            )
     return Fields(columns.get("src", "src"), columns.get("tgt", "tgt"), languages, score, None)
+
+
+def _taken(fields: Fields) -> dict[str, str]:
+    """The keys that hold the columns of every table."""
+    keys = {"src": fields.first, "tgt": fields.second, "score": fields.score}
+    if fields.outer is not None:
+        keys |= dict.fromkeys(PAIR_COLUMNS, fields.outer)
+    codes = zip(("src_lang", "tgt_lang"), fields.languages or (), strict=False)
+    return keys | {name: key for name, key in codes if key is not None}
 
 
 def _scan(
@@ -181,7 +233,7 @@ def _scan(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Spans (begin and end) and kinds of first, second, score and the two codes in each line, and which lines the
     kernel has read."""
-    names = [fields.first, fields.second, fields.score, *(fields.languages or ())]
+    names = [fields.first, fields.second, fields.score, *(key for key in fields.languages or () if key is not None)]
     encoded = [(fields.outer or _NO_KEY).encode(), *(name.encode("utf-8", "surrogatepass") for name in names)]
     ends = np.cumsum([len(name) for name in encoded])
     levels = np.zeros(len(names), np.int8)
@@ -221,9 +273,11 @@ def _slow(line: bytes, fields: Fields) -> _Slow:
     verdict = 0
     codes = ("", "")
     if fields.languages is not None:
-        named = [record.get(key) for key in fields.languages]
+        named = ["" if key is None else record.get(key) for key in fields.languages]
         codes = (str(named[0]), str(named[1]))
-        verdict = 0 if all(isinstance(code, str) and is_language(code) for code in named) else LANGUAGE
+        pairs = zip(fields.languages, named, strict=True)
+        sound = all(key is None or (isinstance(code, str) and is_language(code)) for key, code in pairs)
+        verdict = 0 if sound else LANGUAGE
     number = record.get(fields.score)
     score = None
     if isinstance(number, (int, float)) and not isinstance(number, bool):
@@ -260,7 +314,12 @@ def _texts(lines: Lines, begins: Any, finishes: Any, kinds: Any) -> tuple[pa.Arr
 
 
 def _batch(
-    shard: Shard, lines: Lines, fields: Fields, wanted: tuple[tuple[str, str], ...], problems: list[str]
+    shard: Shard,
+    lines: Lines,
+    fields: Fields,
+    settings: SourceSettings,
+    problems: list[str],
+    tables: RecordTables | None,
 ) -> RawBatch:
     n = lines.starts.size
     verdict = np.zeros(n, np.int8)
@@ -287,14 +346,28 @@ def _batch(
         scores[i] = np.nan if each.score is None or each.verdict == SCORE else each.score
     sides = [_patch(sides[side], slow_rows, [each.texts[side] for each in slow]) for side in (0, 1)]
 
+    table, read = pa.table({}), np.flatnonzero(verdict == 0)
+    if tables is not None:
+        shallow = all(_brackets(lines, i) <= _SHALLOW for i in slow_rows.tolist())
+        table, unread = tables.read(lines, read, shallow)
+        for i, reason in unread.items():
+            verdict[i] = reason
+        read = np.setdiff1d(read, list(unread)) if unread else read
+
     languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
     swap: npt.NDArray[np.bool_] | None = None
     if fields.languages is not None:
-        named = []
-        for side in (0, 1):
-            codes, _ = _texts(lines, begins[:, 3 + side], finishes[:, 3 + side], kinds[:, 3 + side])
+        named: list[Any] = []
+        place = 3
+        for side, given in enumerate((settings.src_lang, settings.tgt_lang)):
+            if fields.languages[side] is None:
+                named.append(pa.repeat(pa.scalar(given, pa.string()), n))
+                continue
+            codes, _ = _texts(lines, begins[:, place], finishes[:, place], kinds[:, place])
             named.append(_patch(codes, slow_rows, [_encodable(each.codes[side]) for each in slow]))
+            place += 1
         sound = pa.array(verdict == 0)
+        wanted = None if tables is not None else settings.wanted()
         labels = row_languages(named[0].filter(sound), named[1].filter(sound), wanted)
         verdict[verdict == 0] = labels.verdict
         chosen = pa.array(labels.verdict == 0)
@@ -313,6 +386,10 @@ def _batch(
         good = verdict == 0
         mask = pa.array(good)
         rows, scores, sides = rows[good], scores[good], [side.filter(mask) for side in sides]
+    if tables is not None:
+        table = table if (verdict[read] == 0).all() else table.filter(pa.array(verdict[read] == 0))
+        arrays = _whole(table, fields, sides, languages)
+        return whole_batch(shard, arrays, settings, rejects=rejects, problems=problems)
     score = pa.array(scores, mask=np.isnan(scores))
     return make_batch(
         shard,
@@ -325,6 +402,35 @@ def _batch(
         rejects=rejects,
         problems=problems,
     )
+
+
+def _brackets(lines: Lines, i: int) -> int:
+    line = lines.data[lines.starts[i] : lines.ends[i]].tobytes()
+    return line.count(b"[") + line.count(b"{")
+
+
+def _whole(
+    table: pa.Table, fields: Fields, sides: list[pa.Array[Any]], languages: tuple[pa.Array[Any], pa.Array[Any]] | None
+) -> dict[str, Any]:
+    """The columns of a whole table, in the order of its fields.
+
+    Args:
+        table: n records.
+        fields: the keys of what `sides` and `languages` hold.
+    """
+    taken = _taken(fields)
+    found: dict[str, Any] = dict(zip(PAIR_COLUMNS, (*sides, *(languages or ())), strict=False))
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        held = [field for field, key in taken.items() if key == name]
+        for field in held:
+            if field == "score":
+                columns[field] = finite(table[name])
+            elif field in found:
+                columns[field] = found[field]
+        if not held and name not in (*taken, *PAIR_COLUMNS):
+            columns[name] = table[name]
+    return {**columns, **{field: found[field] for field in found if field not in columns}}
 
 
 def _encodable(text: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from corpusprep.codes import canonical
 from corpusprep.errors import InputError
 from corpusprep.sources.base import Found, is_language, named_pair, pair_name, split_in_path
-from corpusprep.sources.files import Tree, find, find_prefix, open_zip, printable, unpacked_name, unsafe_member
+from corpusprep.sources.files import Tree, find, find_prefix, printable, unpacked_name
 from corpusprep.sources.sides import LinePairSource, one_sided
+from corpusprep.sources.zips import open_zip, unsafe_member
 
 # Suffixes of files that stand beside corpora and are codes of some language as well.
 _NOT_LANGUAGES = frozenset(

@@ -16,14 +16,14 @@ from corpusprep.sources.base import (
     split_in_path,
 )
 from corpusprep.sources.columnar import languages_of, open_parquet, read_parquet
-from corpusprep.sources.files import find, open_binary, printable
+from corpusprep.sources.files import open_binary, printable
 
 
 class ParquetSource(Source):
     """`.parquet` files."""
 
     def _find(self) -> list[Found]:
-        tree = find(self.settings.path)
+        tree = self._tree()
         found = []
         for name in tree.names:
             if not tree.single and not name.endswith((".parquet", ".pq")):
@@ -40,11 +40,11 @@ class ParquetSource(Source):
                 found.append(Found(name, (path,), None, split))  # reading meets the error again and says so
                 continue
             where = path if "/" not in name else name
-            pairs = languages_of(schema, self.settings, file, where)
+            pairs = languages_of(schema, self.settings, file, where, self._told if self.whole else None)
             for languages, members in pairs:
                 shard = pair_name(name, languages, len(pairs))
                 found.append(Found(shard, (path,), languages, split, members))
         return found
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
-        return read_parquet(self.settings, shard, self._limit(shard), max_rows, max_bytes)
+        return read_parquet(self.settings, shard, self._limit(shard), max_rows, max_bytes, self.whole)

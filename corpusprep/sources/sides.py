@@ -21,12 +21,15 @@ from corpusprep.sources.base import (
     label,
     make_batch,
 )
-from corpusprep.sources.files import Tree, blocks, printable, zip_blocks
+from corpusprep.sources.files import Tree, blocks, printable
 from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather
+from corpusprep.sources.zips import zip_blocks
 
 
 class LinePairSource(Source):
     """A source whose shards are two files, or two members of a zip, with a line a row."""
+
+    has_first_side = False
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         problems = list(shard.lost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from corpusprep.errors import InputError
 from corpusprep.sources.base import (
@@ -16,22 +17,34 @@ from corpusprep.sources.base import (
     Shard,
     Source,
     SourceSettings,
+    is_language,
     pair_in_path,
     split_in_path,
 )
-from corpusprep.sources.delimited import Columns, cut, read_delimited
-from corpusprep.sources.files import find, printable, read_head, unpacked_name
-from corpusprep.sources.lines import Lines, decode
+from corpusprep.sources.delimited import Columns, cut, read_delimited, typed
+from corpusprep.sources.files import printable, read_head, unpacked_name
+from corpusprep.sources.lines import Lines, check_text, decode
+from corpusprep.sources.whole import shadowed
 
 _HEAD = 64 << 10
 _FIELDS: tuple[Field_, ...] = ("src", "tgt", "src_lang", "tgt_lang", "score")
+_CODES = {"src_lang", "tgt_lang"}
+# Columns that stages add. They are read as numbers if the lines at the head of the file have numbers there.
+_NUMBERS: dict[str, pa.DataType] = {
+    "row": pa.int64(),
+    "quality": pa.float32(),
+    "tokens": pa.int32(),
+    "fingerprint": pa.uint64(),
+    "src_lid_prob": pa.float32(),
+    "tgt_lid_prob": pa.float32(),
+}
 
 
 class TsvSource(Source):
     """`.tsv` and `.txt` files, packed or not, without quoting, whose first line may name the columns."""
 
     def _find(self) -> list[Found]:
-        tree = find(self.settings.path)
+        tree = self._tree()
         found: list[Found] = []
         for name in tree.names:
             if not tree.single and not unpacked_name(name).endswith((".tsv", ".txt")):
@@ -47,38 +60,63 @@ class TsvSource(Source):
         """The languages of a file, None where its lines name them; nothing where nobody does and the file is one of
         many (a README, say)."""
         settings = self.settings
-        if settings.src_lang is not None and settings.tgt_lang is not None:
+        if not self.whole and settings.src_lang is not None and settings.tgt_lang is not None:
             return [(settings.src_lang, settings.tgt_lang)]
-        if _named_by_lines(settings, path):
+        first, where = _first(path), path if "/" not in name else name
+        names = set(first) if _is_header(first, settings) else set()
+        asked = settings.columns.keys()
+        if self.whole:
+            if not first and single:
+                return [None]
+            found = self._told(("src_lang" in names | asked, "tgt_lang" in names | asked), where)
+        elif _CODES.issubset(asked) or _CODES.issubset(names):
+            found = [None]
+        else:
+            pair = pair_in_path(where)
+            found = [pair] if pair else []
+        if not found and single and _names_languages(first):
             return [None]
-        languages = pair_in_path(path if "/" not in name else name)
-        if languages is None and single:
+        if not found and single:
             raise InputError(
                 printable(path),
                 "nothing tells its languages",
                 'Name it as in en-sw.tsv, give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the '
                 'languages, as in columns = {src_lang = "from", tgt_lang = "to"}',
             )
-        return [languages] if languages else []
+        return found
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         def layout(first: Lines) -> tuple[Columns, list[str]]:
-            return _layout(first, self.settings, shard)
+            columns, places, warnings = _layout(first, self.settings, shard)
+            if self.whole:
+                columns, more = _whole(columns, places, first, printable(shard.files[0]))
+                warnings = warnings + more
+            return columns, warnings
 
-        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes)
+        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes, self.whole)
 
 
-def _named_by_lines(settings: SourceSettings, path: str) -> bool:
-    """Whether the lines of a file name their languages."""
-    columns = settings.columns
-    if "src_lang" in columns and "tgt_lang" in columns:
-        return True
+def first_line(path: str) -> list[str]:
+    """The columns of a file's first line; none where it is empty.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    head = read_head(path, _HEAD)
+    return _names(head.partition(b"\n")[0].decode("utf-8", "replace")) if head else []
+
+
+def _first(path: str) -> list[str]:
+    """`first_line`; nothing where it cannot be read, which reading will meet again and say."""
     try:
-        line = read_head(path, _HEAD).partition(b"\n")[0]
-    except InputError:  # reading will meet it again and say so
-        return False
-    names = _names(line.decode("utf-8", "replace"))
-    return _is_header(names, settings) and {"src_lang", "tgt_lang"} <= set(names)
+        return first_line(path)
+    except InputError:
+        return []
+
+
+def _names_languages(first: list[str]) -> bool:
+    """Whether a first line that is no header has four columns: two texts and their languages."""
+    return len(first) == 4 and is_language(first[2]) and is_language(first[3])
 
 
 def _names(line: str) -> list[str]:
@@ -91,8 +129,9 @@ def _is_header(names: list[str], settings: SourceSettings) -> bool:
     return bool(asked) or {"src", "tgt"} <= set(names)
 
 
-def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Columns, list[str]]:
-    """The columns from the settings, the header, and what most lines at the head of the file have.
+def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Columns, dict[str, int], list[str]]:
+    """The columns from the settings, the header, and what most lines at the head of the file have; where the fields are;
+    and warnings.
 
     Raises:
         InputError: a column is not there.
@@ -122,16 +161,53 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
             raise InputError(file, f"which column is {field} is not said", f"Add {field} to columns", 0)
     languages = None
     if shard.pair is None:
-        if "src_lang" not in places or "tgt_lang" not in places:
+        if not header and not _CODES & places.keys() and _names_languages(names):
+            places |= {"src_lang": 2, "tgt_lang": 3}
+        languages = (places.get("src_lang"), places.get("tgt_lang"))
+        given = (settings.src_lang, settings.tgt_lang)
+        if any(place is None and code is None for place, code in zip(languages, given, strict=True)):
             raise InputError(file, "its languages are not named by its lines any more", "Start again", 0)
-        languages = (places["src_lang"], places["tgt_lang"])
     fields = Columns(0, places["src"], places["tgt"], places.get("score"), languages, header)
     needed = max(places.values()) + 1
     if header:
-        return fields._replace(width=len(names)), []
+        return fields._replace(width=len(names)), places, []
     counts = cut(first, 1).counts
     values, often = np.unique(counts[counts >= needed], return_counts=True)
     if not values.size:
         problem = f"{file}: no line at its head has the {needed} columns that are asked for."
-        return fields._replace(width=needed), [problem]
-    return fields._replace(width=int(values[np.argmax(often)])), []
+        return fields._replace(width=needed), places, [problem]
+    return fields._replace(width=int(values[np.argmax(often)])), places, []
+
+
+def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str) -> tuple[Columns, list[str]]:
+    """The columns with the names of all of them, for a whole table, and warnings.
+
+    Raises:
+        InputError: the file lacks a column that is asked for, or its header names one twice.
+    """
+    there = _names(decode(first.data, first.starts[0], first.ends[0])) if columns.header else []
+    there += [f"column_{place}" for place in range(len(there), columns.width)]
+    names: list[tuple[str, int]] = []
+    for place, name in enumerate(there):
+        fields = [field for field, at in places.items() if at == place]
+        names += [(field, place) for field in fields or ([] if name in places else [name])]
+    beyond = [place for place in places.values() if place >= columns.width]
+    if beyond:
+        problem = f"its first line has {columns.width} columns, and no column {beyond[0]}"
+        raise InputError(file, problem, "Count the columns from 0", 0)
+    twice = [name for i, (name, _) in enumerate(names) if name in dict(names[:i])]
+    if twice:
+        raise InputError(file, f"its header names the column {twice[0]!r} twice", "Rename one of the two", 0)
+    warnings = shadowed(there, {field: there[place] for field, place in places.items()}, file)
+    at_head = np.arange(first.starts.size)[int(columns.header) :]
+    table = cut(first, columns.width)
+    verdict = np.zeros(first.starts.size, np.int8)
+    check_text(first.data, first.starts, first.ends, verdict)
+    sound = at_head[(verdict == 0)[at_head] & (table.counts == columns.width)[at_head]]
+    kinds = []
+    for name, place in names:
+        if name in _NUMBERS:
+            starts, ends = table.spans(place)
+            if not typed(first.data, starts[sound], ends[sound], _NUMBERS[name])[1].any():
+                kinds.append((place, _NUMBERS[name]))
+    return columns._replace(names=tuple(names), kinds=tuple(kinds)), warnings

@@ -5,63 +5,45 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stage_files import PACKERS, ROWS, content, read, table, write
 
 from corpusprep import CorpusprepError, InputError, SettingsError
 from corpusprep.cli import cli
-from corpusprep.commands.stage import STAGES, describe_settings, run_stage
+from corpusprep.commands.stage import STAGES, run_stage
 
-ROWS = [
-    ("The bridge near the old village is closed today.", "Die Brücke bei dem alten Dorf ist heute gesperrt."),
-    ("The bridge near the old village is closed today.", "Die Brücke bei dem alten Dorf ist heute gesperrt."),
-    ("", "Niemand weiß, was hier steht."),
-    ("We bought bread and water in the morning.", "Am Morgen kauften wir Brot und Wasser."),
-]
+KEPT = [ROWS[0], ROWS[1], ROWS[3]]
+TEXT = ["tsv", "jsonl"]
 
 
-def table() -> pl.DataFrame:
-    return pl.DataFrame(ROWS, schema=["src", "tgt"], orient="row").with_columns(
-        src_lang=pl.lit("en"), tgt_lang=pl.lit("deu_Latn")
-    )
-
-
-def write(path: Path) -> Path:
-    frame = table()
-    if path.suffix == ".parquet":
-        frame.write_parquet(path)
-    elif ".jsonl" in path.name:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.iter_rows(named=True))
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    else:
-        lines = "\n".join("\t".join(row) for row in [tuple(frame.columns), *frame.rows()]) + "\n"
-        path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
-    return path
-
-
-def read(path: Path) -> pl.DataFrame:
-    if path.suffix == ".parquet":
-        return pl.read_parquet(path)
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if ".jsonl" in path.name:
-        return pl.DataFrame([json.loads(line) for line in data.splitlines()])
-    return pl.read_csv(data, separator="\t", quote_char=None)
-
-
-@pytest.mark.parametrize("source", ["in.parquet", "in.jsonl", "in.jsonl.gz", "in.tsv", "in.tsv.gz"])
-@pytest.mark.parametrize("target", ["out.parquet", "out.jsonl", "out.tsv.gz"])
+@pytest.mark.parametrize(
+    "source", ["in.parquet", *(f"in.{kind}{packed}" for kind in TEXT for packed in ("", *PACKERS))]
+)
+@pytest.mark.parametrize("target", ["out.parquet", "out.jsonl.bz2", "out.tsv.gz", "out.tsv.xz"])
 def test_clean_from_and_to_every_format(tmp_path: Path, source: str, target: str) -> None:
     rejects = tmp_path / "lost.jsonl"
     report = run_stage("clean", write(tmp_path / source), tmp_path / target, rejects=rejects)
     kept = read(tmp_path / target)
-    assert kept["src"].to_list() == [ROWS[0][0], ROWS[1][0], ROWS[3][0]]
+    assert kept.columns == ["src", "tgt", "src_lang", "tgt_lang"]
+    assert kept.select("src", "tgt").rows() == KEPT
     assert kept["tgt_lang"].to_list() == ["de"] * 3
     assert read(rejects).select("tgt", "reason").rows() == [(ROWS[2][1], "clean.empty")]
     assert "clean.empty" in report
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("out.tsv.gz", "out.jsonl.xz", "out.tsv.bz2", "out.parquet"):
+        found = set()
+        for source in ("in.parquet", "in.jsonl.gz", "in.tsv"):
+            run_stage("clean", write(tmp_path / source), tmp_path / name)
+            found.add((tmp_path / name).read_bytes())
+        assert len(found) == 1, name
 
 
 def test_stages_follow_each_other_and_columns_travel(tmp_path: Path) -> None:
@@ -82,66 +64,223 @@ def test_stages_follow_each_other_and_columns_travel(tmp_path: Path) -> None:
     assert {turn["role"] for turn in messages["messages"][0]} == {"user", "assistant"}
 
 
-def test_columns_of_stages_survive_tsv(tmp_path: Path) -> None:
-    run_stage("langid", write(tmp_path / "in.tsv"), tmp_path / "a.tsv", overrides=["reject_below=0"])
-    run_stage("dedup", tmp_path / "a.tsv", tmp_path / "b.tsv")
-    run_stage("quality", tmp_path / "b.tsv", tmp_path / "c.parquet", overrides=["scorer=column", "column=src_lid_prob"])
-    frame = read(tmp_path / "c.parquet")
-    assert frame.schema["quality"] == pl.Float32
-    assert frame["quality"].null_count() == 0
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_columns_of_stages_survive_text(tmp_path: Path, kind: str) -> None:
+    """Their values, and in TSV their types, are those that Parquet carries."""
+    ends = {}
+    for between in (kind, "parquet"):
+        step = tmp_path / f"a.{between}"
+        run_stage("langid", write(tmp_path / "in.tsv"), step, overrides=["reject_below=0"])
+        run_stage("dedup", step, tmp_path / f"b.{between}")
+        run_stage("balance", tmp_path / f"b.{between}", tmp_path / f"c.{between}")
+        options = ["scorer=column", "column=src_lid_prob"]
+        run_stage("quality", tmp_path / f"c.{between}", tmp_path / f"{between}.end.parquet", overrides=options)
+        ends[between] = read(tmp_path / f"{between}.end.parquet")
+    assert ends[kind].columns == ends["parquet"].columns
+    assert ends[kind].schema["fingerprint"] == pl.UInt64
+    assert ends[kind]["fingerprint"].max() > 1 << 53
+    if kind == "tsv":
+        assert ends[kind].equals(ends["parquet"])
+    for name in ends[kind].columns:
+        if ends[kind].schema[name] != pl.Float64:
+            assert ends[kind][name].to_list() == ends["parquet"][name].to_list(), name
 
 
-def test_two_columns_with_languages_given(tmp_path: Path) -> None:
-    path = tmp_path / "plain.tsv"
-    path.write_text("".join(f"{src}\t{tgt}\n" for src, tgt in ROWS))
-    run_stage("clean", path, tmp_path / "out.jsonl", src_lang="eng", tgt_lang="deu")
-    assert read(tmp_path / "out.jsonl").select("src_lang", "tgt_lang").unique().rows() == [("en", "de")]
-    with pytest.raises(InputError, match="--src-lang"):
-        run_stage("clean", path, tmp_path / "out2.jsonl")
-
-
-def test_malformed_rows_are_rejects_with_their_line(tmp_path: Path) -> None:
-    path = tmp_path / "in.tsv"
-    path.write_bytes(
-        b"src\ttgt\tsrc_lang\ttgt_lang\nThe first line is here.\tDie erste Zeile ist hier.\ten\tde\n"
-        b"too few\nBroken \xff bytes\tx\ten\tde\nA NUL \x00 here\tx\ten\tde\n"
+def test_sides_and_other_columns_stay_as_they_are(tmp_path: Path) -> None:
+    frame = table().select(
+        pl.Series("id", [5, 6, 7, 8]),
+        pl.col("tgt").alias("src"),
+        pl.lit("deu_Latn").alias("src_lang"),
+        pl.Series("note", ["a", None, "c", "1"]),
+        pl.col("src").alias("tgt"),
+        pl.lit("srp_Cyrl").alias("tgt_lang"),
+        pl.Series("row", [9, 8, 7, 6]),
+        pl.Series("source", ["web"] * 4),
     )
-    run_stage("clean", path, tmp_path / "out.parquet", rejects=tmp_path / "lost.parquet")
-    assert read(tmp_path / "lost.parquet").select("row", "reason").rows() == [
-        (2, "read.columns"), (3, "read.encoding"), (4, "read.nul"),
-    ]  # fmt: skip
-    lines = tmp_path / "in.jsonl"
-    lines.write_bytes(
-        b'{"src": "a b c d", "tgt": "a b e f", "src_lang": "en", "tgt_lang": "de"}\n{"src": 1\n[1, 2]\n\n'
-        b'{"src": "\\ud800", "tgt": "x", "src_lang": "en", "tgt_lang": "de"}\n'
-    )
-    run_stage("dedup", lines, tmp_path / "out2.parquet", rejects=tmp_path / "lost2.jsonl")
-    assert read(tmp_path / "out2.parquet").height == 1
-    assert [(r["row"], r["reason"]) for r in read(tmp_path / "lost2.jsonl").to_dicts()] == [
-        (1, "read.json"), (2, "read.json"), (3, "read.json"), (4, "read.encoding"),
-    ]  # fmt: skip
+    for kind in ("parquet", "jsonl", "tsv"):
+        run_stage("dedup", write(tmp_path / f"in.{kind}", frame), tmp_path / "out.parquet")
+        found = read(tmp_path / "out.parquet")
+        assert found.columns == [*frame.columns, "fingerprint"]
+        assert found["src"].to_list() == [ROWS[1][1], ROWS[2][1], ROWS[3][1]], "the row that the file ranks first stays"
+        assert found.select("src_lang", "tgt_lang").unique().rows() == [("de", "sr_Cyrl")]
+        assert found["row"].to_list() == [8, 7, 6]
+        assert [str(each) for each in found["id"]] == ["6", "7", "8"]
+        assert found["note"].to_list() == ["" if kind == "tsv" else None, "c", "1"]
+
+
+def test_languages_of_options_files_names_and_columns(tmp_path: Path) -> None:
+    plain = "".join(f"{src}\t{tgt}\n" for src, tgt in ROWS)
+    four = "".join(f"{src}\t{tgt}\teng_Latn\tdeu\n" for src, tgt in ROWS)
+    one = "src\ttgt\ttgt_lang\n" + "".join(f"{src}\t{tgt}\tdeu\n" for src, tgt in ROWS)
+    files: list[tuple[str, str, dict[str, Any]]] = [
+        ("plain.tsv", plain, {"src_lang": "eng", "tgt_lang": "deu"}),
+        ("corpus.en-de.tsv", plain, {}),
+        ("four.tsv", four, {}),
+        ("one.tsv", one, {"src_lang": "en"}),
+        ("both.tsv", one, {"src_lang": "en", "tgt_lang": "fr"}),  # the column is the file's word
+        ("en.json", "".join(json.dumps({"translation": {"en": a, "de": b}}) + "\n" for a, b in ROWS), {}),
+    ]
+    table().drop("src_lang").write_parquet(tmp_path / "one.parquet")
+    table().select(translation=pl.struct(en="src", de="tgt")).write_parquet(tmp_path / "struct.parquet")
+    for name, text, _ in files:
+        (tmp_path / name).write_text(text)
+    write(tmp_path / "one.jsonl", table().drop("src_lang"))
+    sources = [*files, ("struct.parquet", "", {}), ("one.jsonl", "", {"src_lang": "en"})]
+    sources.append(("one.parquet", "", {"src_lang": "en"}))
+    for name, _, options in sources:
+        run_stage("clean", tmp_path / name, tmp_path / "out.jsonl", **options)
+        found = read(tmp_path / "out.jsonl")
+        assert found.select("src", "tgt", "src_lang", "tgt_lang").rows() == [(*pair, "en", "de") for pair in KEPT], name
+        assert set(found.columns) == {"src", "tgt", "src_lang", "tgt_lang"}, name
+    for name in ("plain.tsv", "one.tsv", "one.jsonl", "one.parquet"):
+        with pytest.raises(InputError, match=r"nothing tells its languages\. .* --src-lang en and --tgt-lang sw"):
+            run_stage("clean", tmp_path / name, tmp_path / "out2.jsonl")
+
+
+def test_columns_by_name_and_number(tmp_path: Path) -> None:
+    frame = table().select(pl.col("tgt").alias("german"), pl.col("src").alias("english"), pl.Series("src", [*"abcd"]))
+    options = {"src_lang": "en", "tgt_lang": "de"}
+    for kind in ("parquet", "jsonl", "tsv"):
+        said: list[str] = []
+        run_stage(
+            "clean", write(tmp_path / f"in.{kind}", frame), tmp_path / "out.tsv", say=said.append,
+            columns={"src": "english", "tgt": "german"}, **options,
+        )  # fmt: skip
+        assert read(tmp_path / "out.tsv").columns == ["tgt", "src", "src_lang", "tgt_lang"]
+        assert read(tmp_path / "out.tsv").select("src", "tgt").rows() == KEPT
+        assert said == [f"{tmp_path / f'in.{kind}'}: its column 'src' is left out, as src is read from 'english'."]
+        if kind != "jsonl":  # where each record is asked for itself
+            with pytest.raises(InputError, match="'dutch'") as caught:
+                run_stage("dedup", tmp_path / f"in.{kind}", tmp_path / "x.tsv", columns={"src": "dutch"}, **options)
+            assert '= "' not in str(caught.value)
+    (tmp_path / "in.tsv").write_text("".join(f"{i}\t{tgt}\tnote {i}\t{src}\n" for i, (src, tgt) in enumerate(ROWS)))
+    run_stage("clean", tmp_path / "in.tsv", tmp_path / "out.tsv", columns={"src": 3, "tgt": 1}, **options)
+    assert read(tmp_path / "out.tsv").columns == ["column_0", "tgt", "column_2", "src", "src_lang", "tgt_lang"]
+    assert read(tmp_path / "out.tsv").select("src", "tgt").rows() == KEPT
+    command = ["clean", str(tmp_path / "in.tsv"), str(tmp_path / "by.tsv"), "--src-lang", "en", "--tgt-lang", "de"]
+    assert CliRunner().invoke(cli, [*command, "--column", "src=3", "--column", "tgt=1"]).exit_code == 0
+    assert (tmp_path / "by.tsv").read_bytes() == (tmp_path / "out.tsv").read_bytes()
+    for column, message in (("src", "write field=column"), ("source=3", "columns.source")):
+        failed = CliRunner().invoke(cli, [*command, "--column", column])
+        assert isinstance(failed.exception, SettingsError)
+        assert message in str(failed.exception)
+
+
+def test_folders_globs_and_formats_by_option(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "a.tsv", table()[:2])
+    write(folder / "test.tsv.xz", table()[2:].with_columns(note=pl.lit("x")))
+    for source, options in ((folder, {"read_as": "tsv"}), (folder / "*.tsv*", {"read_as": "tsv"})):
+        run_stage("clean", source, tmp_path / "out.parquet", **options)
+        assert read(tmp_path / "out.parquet").select("src", "tgt", "note").rows() == [
+            (*ROWS[0], None), (*ROWS[1], None), (*ROWS[3], "x"),
+        ]  # fmt: skip
+    (tmp_path / "x.en").write_text("".join(f"{src}\n" for src, _ in ROWS))
+    (tmp_path / "x.de").write_text("".join(f"{tgt}\n" for _, tgt in ROWS))
+    (tmp_path / "de-en").write_text("".join(f"{tgt}\t{src}\t1.2\t1\t1\ta\tb\tc\td\n" for src, tgt in ROWS))
+    (tmp_path / "data.csv").write_bytes(gzip.compress(content("jsonl")))
+    pair = {"src", "tgt", "src_lang", "tgt_lang"}
+    for source, kind, columns in (
+        ("x", "moses", pair),
+        ("de-en", "nllb", pair | {"score"}),
+        ("data.csv", "jsonl", pair),
+    ):
+        run_stage("clean", tmp_path / source, tmp_path / "out", read_as=kind, write_as="jsonl")
+        found = read((tmp_path / "out").rename(tmp_path / "out.jsonl"))
+        assert set(found.columns) == columns
+        named = found.select("src", "tgt", "src_lang", "tgt_lang").rows()
+        assert named == [(*pair, "en", "de") if kind != "nllb" else (*pair[::-1], "de", "en") for pair in KEPT]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("in.csv", b"a,b", "suffix tells the format"),
-        ("in.parquet.gz", b"x", "suffix tells the format"),
-        ("in.parquet", b"not parquet", "not whole Parquet"),
-        ("in.tsv", b"", "is empty"),
+        ("in.csv", b"a,b", "suffix does not name a format"),
+        ("in.parquet.gz", b"x", "suffix does not name a format"),
+        ("in.parquet", b"not parquet", "not a Parquet file"),
         ("in.jsonl", b'{"src": "a", "tgt": "b"}\n', "--src-lang"),
-        ("in.jsonl", b'{"src": 5, "tgt": "b", "src_lang": "en", "tgt_lang": "de"}\n', "not text"),
-        ("in.jsonl", b'{"src": "a", "tgt": "b", "src_lang": "english", "tgt_lang": "de"}\n', "not a language code"),
-        ("in.jsonl", b'{"src": "a", "tgt": "b", "src_lang": null, "tgt_lang": "de"}\n', "src_lang"),
-        ("in.tsv.gz", b"no gzip", "gzip"),
+        (
+            "in.jsonl",
+            b'{"src": "a", "tgt": "b", "x": 1}\n{"src": "a", "tgt": "b", "x": "y"}\n',
+            "row 1: the type of its field 'x' changes",
+        ),
+        ("in.tsv.gz", b"no gzip", "not gzip, though its name says so"),
+        ("in.tsv", b"src\ttgt\tx\tx\n", "names the column 'x' twice"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
+    options = {} if "--src" in message else {"src_lang": "en", "tgt_lang": "de"}
     with pytest.raises(CorpusprepError, match=message):
-        run_stage("clean", tmp_path / name, tmp_path / "out.parquet")
-    assert not (tmp_path / "out.parquet").exists()
+        run_stage("clean", tmp_path / name, tmp_path / "out.parquet", **options)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+@pytest.mark.parametrize("source", ["in.tsv", "in.jsonl", "header.tsv", "none.parquet", "none.tsv.gz"])
+def test_nothing_gives_nothing_and_says_so(tmp_path: Path, name: str, source: str) -> None:
+    write(tmp_path / source, table()[:0]) if source[0] in "hn" else (tmp_path / source).write_bytes(b"")
+    for target in ("out.parquet", "out.jsonl", *(["out.tsv"] if name != "instruct" else [])):
+        said: list[str] = []
+        report = run_stage(name, tmp_path / source, tmp_path / target, say=said.append)
+        assert report.endswith(" 0")
+        assert len(said) == 1
+        assert said[0].startswith(f"{tmp_path / source}: it ")
+        assert (tmp_path / target).exists()
+    wanted = ["src", "tgt", "src_lang", "tgt_lang"] if name != "instruct" else ["messages"]
+    assert read(tmp_path / "out.parquet").columns[: len(wanted)] == wanted
+
+
+def test_a_stage_that_keeps_nothing_writes_a_file(tmp_path: Path) -> None:
+    for target in ("out.parquet", "out.tsv.gz", "out.jsonl"):
+        run_stage("clean", write(tmp_path / "in.tsv", table()[2:3]), tmp_path / target, rejects=tmp_path / "lost.tsv")
+        assert read(tmp_path / target).height == 0
+        assert read(tmp_path / "lost.tsv")["reason"].to_list() == ["clean.empty"]
+
+
+def test_damaged_files_give_what_can_be_read(tmp_path: Path) -> None:
+    rows = [
+        (f"Line {i} is about the bridge {i * 7919}.", f"Zeile {i} ist über Brücke {i * 7919}.") for i in range(4000)
+    ]
+    frame = pl.DataFrame(rows, schema=["src", "tgt"], orient="row")
+    whole = gzip.compress(content("tsv", frame.with_columns(src_lang=pl.lit("en"), tgt_lang=pl.lit("de"))))
+    (tmp_path / "in.tsv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"row \d+: its gzip data breaks off before its end\. .* give --on-error keep"):
+        run_stage("clean", tmp_path / "in.tsv.gz", tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.tsv.gz"]
+    said: list[str] = []
+    run_stage("dedup", tmp_path / "in.tsv.gz", tmp_path / "out.parquet", on_error="keep", say=said.append,
+              overrides=["near=false"])  # fmt: skip
+    found = read(tmp_path / "out.parquet").select("src", "tgt").rows()
+    assert 500 < len(found) < 3500
+    assert found == rows[: len(found)]
+    assert len(said) == 1
+    assert "what follows is lost" in said[0]
+
+
+def test_the_file_that_is_read_may_be_written(tmp_path: Path) -> None:
+    for kind in ("tsv.gz", "jsonl", "parquet"):
+        path = write(tmp_path / f"in.{kind}")
+        run_stage("clean", path, path)
+        assert read(path).select("src", "tgt").rows() == KEPT
+        for target, rejects, message in (
+            (path, path, "Name two files"),
+            (tmp_path / "out.tsv", path, "Name another file"),
+        ):
+            with pytest.raises(SettingsError, match=message):
+                run_stage("clean", path, target, rejects=rejects)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.tsv.gz", "in.jsonl", "in.parquet"}
+
+
+def test_rejects_can_be_read_again(tmp_path: Path) -> None:
+    run_stage("clean", write(tmp_path / "in.tsv"), tmp_path / "a.tsv", rejects=tmp_path / "lost.jsonl")
+    said: list[str] = []
+    run_stage("clean", tmp_path / "lost.jsonl", tmp_path / "b.jsonl", overrides=["empty=false", "min_chars=0",
+              "length_ratio=false", "letters=false", "script=false"], rejects=tmp_path / "again.jsonl", say=said.append)  # fmt: skip
+    assert read(tmp_path / "b.jsonl").select("src", "tgt").rows() == [ROWS[2]]
+    assert "reason" not in read(tmp_path / "b.jsonl").columns
+    assert "its column 'reason' is left out" in said[0]
 
 
 def test_missing_file_unknown_setting_and_lists_in_tsv(tmp_path: Path) -> None:
@@ -152,28 +291,17 @@ def test_missing_file_unknown_setting_and_lists_in_tsv(tmp_path: Path) -> None:
         run_stage("clean", source, tmp_path / "out.parquet", overrides=["max_char=3"])
     with pytest.raises(SettingsError, match="holds lists"):
         run_stage("instruct", source, tmp_path / "out.tsv")
+    with pytest.raises(SettingsError, match="is not a language code"):
+        run_stage("clean", source, tmp_path / "out.tsv", src_lang="english")
     assert not (tmp_path / "out.tsv").exists()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=300), kind=st.sampled_from(["in.tsv", "in.jsonl", "in.parquet", "in.tsv.gz"]))
-def test_no_bytes_make_a_stage_fall(tmp_path: Path, content: bytes, kind: str) -> None:
-    (tmp_path / kind).write_bytes(content)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300), kind=st.sampled_from(["in.tsv", "in.jsonl", "in.parquet", "in.tsv.gz"]))
+def test_no_bytes_make_a_stage_fall(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / kind).write_bytes(data)
     try:
         run_stage("clean", tmp_path / kind, tmp_path / "out.parquet", src_lang="en", tgt_lang="sw")
     except CorpusprepError as error:
         if kind not in str(error):
             raise
-
-
-def test_settings_are_described() -> None:
-    text = describe_settings(None)
-    for name in STAGES:
-        assert f"[{name}]" in text
-    assert "max_distance = 3" in describe_settings("dedup")
-    for name, setting in (("source", "path ="), ("stage", "function ="), ("rejects", "text ="), ("train", "model =")):
-        assert setting in describe_settings(name)
-        assert CliRunner().invoke(cli, ["settings", name]).output.strip() == describe_settings(name)
-    for line, following in zip(text.splitlines(), text.splitlines()[1:], strict=False):
-        if " = " in line and line.startswith("  ") and not line.startswith("      "):
-            assert following.strip(), line
