@@ -153,19 +153,7 @@ def _stage_command(name: str, text: str) -> click.Command:
         help="What to do at a damaged file: stop, or keep what can be read.",
     )
     @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides whatever is drawn.")
-    def command(
-        in_file: str,
-        out_file: str,
-        overrides: tuple[str, ...],
-        rejects: str | None,
-        src_lang: str | None,
-        tgt_lang: str | None,
-        columns: tuple[str, ...],
-        read_as: str | None,
-        write_as: str | None,
-        on_error: str,
-        seed: int,
-    ) -> None:
+    def command(in_file: str, out_file: str, columns: tuple[str, ...], **options: Any) -> None:
         from corpusprep.commands.stage import run_stage
         from corpusprep.errors import SettingsError
 
@@ -176,27 +164,17 @@ def _stage_command(name: str, text: str) -> click.Command:
                 raise SettingsError(f"--column {each}: write field=column, as in --column src=german.")
             places[field] = int(column) if column.isdecimal() else column
         try:
-            report = run_stage(
-                name,
-                in_file,
-                out_file,
-                overrides=overrides,
-                rejects=rejects,
-                src_lang=src_lang,
-                tgt_lang=tgt_lang,
-                seed=seed,
-                read_as=read_as,
-                write_as=write_as,
-                columns=places,
-                on_error=on_error,
-                say=lambda text: click.echo(f"warning: {text}", err=True),
-            )
+            report = run_stage(name, in_file, out_file, columns=places, say=_warn, **options)
         except BrokenPipeError:
             _leave_pipe()
             sys.exit(141)  # click would make it 1
         click.echo(report, err=out_file == "-")
 
     return command
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 def _leave_pipe() -> None:

@@ -174,6 +174,14 @@ class RawBatch(NamedTuple):
     problems: list[str]
 
 
+class Extent(NamedTuple):
+    """How much is read: rows of a shard in all (None for all of them), and rows and bytes of text per batch."""
+
+    limit: int | None
+    max_rows: int
+    max_bytes: int
+
+
 class Found(NamedTuple):
     """A shard as a format finds it, before the recipe's pairs and splits are applied.
 
@@ -288,9 +296,10 @@ class Source(ABC):
         src, tgt = given[0] or there[0], given[1] or there[1]
         return [(src, tgt)] if src and tgt else []
 
-    def _limit(self, shard: Shard) -> int | None:
-        """How many rows of a shard are read; all of a shard that is to be protected against."""
-        return self.settings.limit if shard.split in self.settings.splits else None
+    def _extent(self, shard: Shard, max_rows: int, max_bytes: int) -> Extent:
+        """How much of a shard is read: all rows of evaluation text, whatever the limit."""
+        limit = self.settings.limit if shard.split in self.settings.splits else None
+        return Extent(limit, max_rows, max_bytes)
 
     def identity(self, shard: Shard) -> str:
         """A digest of size, time and the first and last 64 KiB of every file of the shard."""

@@ -15,6 +15,7 @@ from corpusprep.sources.base import (
     ENCODING,
     LANGUAGE,
     NUL,
+    Extent,
     RawBatch,
     Shard,
     SourceSettings,
@@ -353,16 +354,9 @@ def flat_batch(
     if "score" in flat.schema.names:
         values = flat["score"].to_numpy()[good]
         score = pa.array(values, pa.float32(), mask=~np.isfinite(values))
+    rows = np.ascontiguousarray(rows[good])
     return make_batch(
-        shard,
-        np.ascontiguousarray(rows[good]),
-        texts[0],
-        texts[1],
-        score=score,
-        languages=languages,
-        swap=swap,
-        rejects=rejects,
-        problems=problems,
+        shard, rows, *texts, score=score, languages=languages, swap=swap, rejects=rejects, problems=problems
     )
 
 
@@ -391,9 +385,7 @@ def read_tables(
     settings: SourceSettings,
     shard: Shard,
     file: str,
-    limit: int | None,
-    max_rows: int,
-    max_bytes: int,
+    extent: Extent,
     place: Layout | None = None,
     none: pa.Table | None = None,
 ) -> Iterator[RawBatch]:
@@ -407,7 +399,7 @@ def read_tables(
     state = {"rows": 0}
 
     def stream() -> Iterator[pa.Table]:
-        left = limit
+        left = extent.limit
         try:
             for table in tables(problems):
                 if left is not None:
@@ -424,7 +416,7 @@ def read_tables(
             row = "" if error.row is None else f", row {error.row}"
             problems.append(f"{error.file}{row}: {error.problem}; what follows is lost.")
 
-    for flat in recut(stream(), max_rows, max_bytes):
+    for flat in recut(stream(), extent.max_rows, extent.max_bytes):
         batch = flat_batch(flat, shard, settings, problems, place)
         problems.clear()
         yield batch
@@ -436,14 +428,7 @@ def read_tables(
         yield empty_batch(shard, problems)
 
 
-def read_parquet(
-    settings: SourceSettings,
-    shard: Shard,
-    limit: int | None,
-    max_rows: int,
-    max_bytes: int,
-    whole: bool = False,
-) -> Iterator[RawBatch]:
+def read_parquet(settings: SourceSettings, shard: Shard, extent: Extent, whole: bool = False) -> Iterator[RawBatch]:
     """Reads one Parquet file, a row group after the other.
 
     Args:
@@ -485,7 +470,7 @@ def read_parquet(
                     problems.append(f"{file}, row {row}: {problem}; {after - row} rows are lost.")
                 row = after
 
-    yield from read_tables(tables, settings, shard, file, limit, max_rows, max_bytes, place, none)
+    yield from read_tables(tables, settings, shard, file, extent, place, none)
 
 
 # Arrow's errors are ValueErrors, KeyErrors, OSErrors and NotImplementedErrors too; OverflowError and MemoryError come

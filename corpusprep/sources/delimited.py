@@ -16,6 +16,7 @@ from corpusprep.sources.base import (
     COLUMNS,
     LANGUAGE,
     SCORE,
+    Extent,
     RawBatch,
     Shard,
     SourceSettings,
@@ -24,7 +25,7 @@ from corpusprep.sources.base import (
     row_languages,
 )
 from corpusprep.sources.files import blocks, printable
-from corpusprep.sources.lines import Bytes, LineCutter, Lines, Spans, check_text, decode, fit, gather, head
+from corpusprep.sources.lines import Bytes, LineCutter, Lines, Spans, batches_of, check_text, decode, gather, head
 from corpusprep.sources.whole import whole_batch
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -219,16 +220,14 @@ def read_delimited(
     settings: SourceSettings,
     shard: Shard,
     layout: Callable[[Lines], tuple[Columns, list[str]]],
-    limit: int | None,
-    max_rows: int,
-    max_bytes: int,
+    extent: Extent,
     whole: bool = False,
 ) -> Iterator[RawBatch]:
     """Reads a tab-separated file.
 
     Args:
         layout: tells the columns from the head of the file, with warnings; it may raise InputError.
-        limit: how many rows to read at most.
+        extent: how much of it to read.
         whole: whether batches are whole tables.
     """
     keep = settings.on_error == "keep"
@@ -243,17 +242,12 @@ def read_delimited(
     problems += warnings
     if columns.header:
         cutter.drop(1)
-    limit = None if limit is None else limit + int(columns.header)
+    if extent.limit is not None:
+        extent = extent._replace(limit=extent.limit + int(columns.header))
     any_rows = False
-    while limit is None or cutter.row < limit:
-        wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
-        count = min(wanted, cutter.fill(wanted, max_bytes))
-        if count == 0:
-            break
-        count = fit([cutter.lines(count)], max_bytes)
-        batch = _batch(shard, cutter.lines(count), columns, settings, problems)
+    for lines in batches_of(cutter, extent):
+        batch = _batch(shard, lines, columns, settings, problems)
         problems.clear()
-        cutter.drop(count)
         any_rows = True
         yield batch
     if not any_rows:
@@ -339,16 +333,9 @@ def _batch(shard: Shard, lines: Lines, columns: Columns, settings: SourceSetting
             else:
                 arrays[name] = _text(table, place, columns.width, verdict)
         return whole_batch(shard, arrays, settings, rejects=rejects, problems=problems)
+    src, tgt = (gather(data, *side) for side in sides)
     return make_batch(
-        shard,
-        rows,
-        gather(data, *sides[0]),
-        gather(data, *sides[1]),
-        score=scores,
-        languages=languages,
-        swap=swap,
-        rejects=rejects,
-        problems=problems,
+        shard, rows, src, tgt, score=scores, languages=languages, swap=swap, rejects=rejects, problems=problems
     )
 
 

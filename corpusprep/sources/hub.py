@@ -108,7 +108,7 @@ class HubSource(Source):
                 yield flatten(table, layout(table.schema, self.settings, file, plain), row)
                 row += table.num_rows
 
-        return read_tables(tables, self.settings, plain, file, self._limit(shard), max_rows, max_bytes)
+        return read_tables(tables, self.settings, plain, file, self._extent(shard, max_rows, max_bytes))
 
     def identity(self, shard: Shard) -> str:
         """For a folder the identity of its files; for a name that of the version on the hub."""

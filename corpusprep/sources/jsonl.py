@@ -39,7 +39,7 @@ from corpusprep.sources.base import (
 )
 from corpusprep.sources.delimited import numbers
 from corpusprep.sources.files import blocks, printable, unpacked_name
-from corpusprep.sources.lines import LineCutter, Lines, as_buffer, check_text, decode, fit, head
+from corpusprep.sources.lines import LineCutter, Lines, as_buffer, batches_of, check_text, decode, head
 from corpusprep.sources.record_tables import RecordTables
 from corpusprep.sources.whole import finite, shadowed, whole_batch
 from corpusprep.stage import PAIR_COLUMNS
@@ -105,7 +105,7 @@ class JsonlSource(Source):
         return [(languages, ())]
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
-        keep, limit = self.settings.on_error == "keep", self._limit(shard)
+        keep = self.settings.on_error == "keep"
         problems = list(shard.lost)
         cutter = LineCutter(blocks(shard.files[0], salvage=keep), keep=keep, problems=problems)
         file = printable(shard.files[0])
@@ -119,15 +119,9 @@ class JsonlSource(Source):
         tables = RecordTables(file) if self.whole else None
         if self.whole:
             problems += shadowed([key for record in records for key in record], _taken(fields), file)
-        while limit is None or cutter.row < limit:
-            wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
-            count = min(wanted, cutter.fill(wanted, max_bytes))
-            if count == 0:
-                break
-            count = fit([cutter.lines(count)], max_bytes)
-            batch = _batch(shard, cutter.lines(count), fields, self.settings, problems, tables)
+        for lines in batches_of(cutter, self._extent(shard, max_rows, max_bytes)):
+            batch = _batch(shard, lines, fields, self.settings, problems, tables)
             problems.clear()
-            cutter.drop(count)
             yield batch
         if problems:
             yield self._empty(shard, problems)
@@ -392,15 +386,7 @@ def _batch(
         return whole_batch(shard, arrays, settings, rejects=rejects, problems=problems)
     score = pa.array(scores, mask=np.isnan(scores))
     return make_batch(
-        shard,
-        rows,
-        sides[0],
-        sides[1],
-        score=score,
-        languages=languages,
-        swap=swap,
-        rejects=rejects,
-        problems=problems,
+        shard, rows, *sides, score=score, languages=languages, swap=swap, rejects=rejects, problems=problems
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from corpusprep.errors import InputError
 from corpusprep.kernels import kernel
-from corpusprep.sources.base import ENCODING, LINE_LENGTH, NUL, TRUNCATED
+from corpusprep.sources.base import ENCODING, LINE_LENGTH, NUL, TRUNCATED, Extent
 
 Bytes = npt.NDArray[np.uint8]
 Spans = npt.NDArray[np.int64]
@@ -90,23 +90,11 @@ def valid_utf8(data: Bytes, start: int, end: int) -> bool:
         if byte < 0x80:
             i += 1
             continue
-        low, high = np.uint8(0x80), np.uint8(0xBF)
-        if 0xC2 <= byte <= 0xDF:
-            more = 1
-        elif 0xE0 <= byte <= 0xEF:
-            more = 2
-            if byte == 0xE0:
-                low = np.uint8(0xA0)
-            elif byte == 0xED:
-                high = np.uint8(0x9F)
-        elif 0xF0 <= byte <= 0xF4:
-            more = 3
-            if byte == 0xF0:
-                low = np.uint8(0x90)
-            elif byte == 0xF4:
-                high = np.uint8(0x8F)
-        else:
+        more = 1 if 0xC2 <= byte <= 0xDF else 2 if 0xE0 <= byte <= 0xEF else 3 if 0xF0 <= byte <= 0xF4 else 0
+        if more == 0:
             return False
+        low = np.uint8(0xA0) if byte == 0xE0 else np.uint8(0x90) if byte == 0xF0 else np.uint8(0x80)
+        high = np.uint8(0x9F) if byte == 0xED else np.uint8(0x8F) if byte == 0xF4 else np.uint8(0xBF)
         if i + more >= end:
             return False
         if data[i + 1] < low or data[i + 1] > high:
@@ -315,3 +303,20 @@ def fit(sides: Sequence[Lines], max_bytes: int) -> int:
     """How many rows, one line of each side, go into `max_bytes`; at least one."""
     total = sum((side.ends - side.starts + 1).cumsum() for side in sides)
     return max(1, int(np.searchsorted(np.asarray(total), max_bytes, "right")))
+
+
+def batches_of(cutter: LineCutter, extent: Extent) -> Iterator[Lines]:
+    """The lines that are left, in batches; each is dropped when the next one is asked for.
+
+    Args:
+        extent: its limit counts all lines of the file, those that were dropped before included.
+    """
+    limit, max_rows, max_bytes = extent
+    while limit is None or cutter.row < limit:
+        wanted = max_rows if limit is None else min(max_rows, limit - cutter.row)
+        count = min(wanted, cutter.fill(wanted, max_bytes))
+        if count == 0:
+            return
+        count = fit([cutter.lines(count)], max_bytes)
+        yield cutter.lines(count)
+        cutter.drop(count)

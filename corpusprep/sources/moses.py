@@ -62,7 +62,7 @@ class MosesSource(LinePairSource):
             for info in infos:
                 fault = unsafe_member(info)
                 if fault is None:
-                    if not info.is_dir():
+                    if info.filename and not info.filename.endswith("/"):  # is_dir fails where there is no name
                         members.append(info.filename)
                     continue
                 shown = printable(info.orig_filename)

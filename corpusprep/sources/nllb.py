@@ -45,7 +45,7 @@ class NllbSource(Source):
         def layout(first: Lines) -> tuple[Columns, list[str]]:
             return _layout(first, printable(shard.files[0]))
 
-        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes)
+        return read_delimited(self.settings, shard, layout, self._extent(shard, max_rows, max_bytes))
 
 
 def _layout(first: Lines, name: str) -> tuple[Columns, list[str]]:

@@ -54,5 +54,5 @@ class Opus100Source(LinePairSource):
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         if shard.files and shard.files[0].endswith(".parquet"):
-            return read_parquet(self.settings, shard, self._limit(shard), max_rows, max_bytes)
+            return read_parquet(self.settings, shard, self._extent(shard, max_rows, max_bytes))
         return super().read(shard, max_rows=max_rows, max_bytes=max_bytes)

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import (
-    MAX_BYTES,
-    MAX_ROWS,
-    Found,
-    RawBatch,
-    Shard,
-    Source,
-    pair_name,
-    split_in_path,
-)
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, pair_name, split_in_path
 from corpusprep.sources.columnar import languages_of, open_parquet, read_parquet
 from corpusprep.sources.files import open_binary, printable
 
@@ -47,4 +38,4 @@ class ParquetSource(Source):
         return found
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
-        return read_parquet(self.settings, shard, self._limit(shard), max_rows, max_bytes, self.whole)
+        return read_parquet(self.settings, shard, self._extent(shard, max_rows, max_bytes), self.whole)

@@ -8,19 +8,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import (
-    MAX_BYTES,
-    MAX_ROWS,
-    UNPAIRED,
-    Found,
-    RawBatch,
-    Shard,
-    Source,
-    SourceSettings,
-    empty_batch,
-    label,
-    make_batch,
-)
+from corpusprep.sources import base
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, RawBatch, Shard, Source
 from corpusprep.sources.files import Tree, blocks, printable
 from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather
 from corpusprep.sources.zips import zip_blocks
@@ -34,10 +23,10 @@ class LinePairSource(Source):
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         problems = list(shard.lost)
         if len(self._names(shard)) < 2:
-            yield empty_batch(shard, problems)
+            yield base.empty_batch(shard, problems)
             return
         keep = self.settings.on_error == "keep"
-        limit = self._limit(shard)
+        limit = self._extent(shard, max_rows, max_bytes).limit
         sides = [LineCutter(stream, keep=keep, problems=problems) for stream in self._streams(shard, keep)]
         while limit is None or sides[0].row < limit:
             wanted = max_rows if limit is None else min(max_rows, limit - sides[0].row)
@@ -76,7 +65,7 @@ class LinePairSource(Source):
             if rows == 0 and not problems:
                 problems.append(f"{names[0]}: it is empty.")
             if problems:
-                yield empty_batch(shard, problems)
+                yield base.empty_batch(shard, problems)
             return
         longer = 0 if left[0] else 1
         if self.settings.on_error == "stop":
@@ -87,7 +76,7 @@ class LinePairSource(Source):
                 'Fetch both again, or set on_error = "keep" to read the lines that both have',
                 rows,
             )
-        limit = self._limit(shard)
+        limit = self._extent(shard, max_rows, max_bytes).limit
         while count := sides[longer].fill(max_rows, max_bytes):
             if limit is not None:
                 count = min(count, limit - sides[longer].row)
@@ -98,7 +87,12 @@ class LinePairSource(Source):
             count = fit([lines], max_bytes)
             texts = [decode(lines.data, lines.starts[i], lines.ends[i]) for i in range(min(count, lines.starts.size))]
             rejects = [
-                (lines.first + i, None if longer else text, text if longer else None, lines.spoilt.get(i, UNPAIRED))
+                (
+                    lines.first + i,
+                    None if longer else text,
+                    text if longer else None,
+                    lines.spoilt.get(i, base.UNPAIRED),
+                )
                 for i, text in enumerate(texts)
             ]
             sides[longer].drop(len(texts))
@@ -110,7 +104,7 @@ class LinePairSource(Source):
                 )
             none = np.empty(0, np.int64)
             empty = gather(lines.data, none, none)
-            yield make_batch(shard, none, empty, empty, rejects=rejects, problems=problems)
+            yield base.make_batch(shard, none, empty, empty, rejects=rejects, problems=problems)
             problems.clear()
 
 
@@ -133,17 +127,17 @@ def _pair_up(shard: Shard, sides: list[Lines], problems: list[str]) -> RawBatch:
         rows = rows[good]
         sides = [side._replace(starts=side.starts[good], ends=side.ends[good]) for side in sides]
     texts_ = [gather(side.data, side.starts, side.ends) for side in sides]
-    return make_batch(shard, rows, texts_[0], texts_[1], rejects=rejects, problems=problems)
+    return base.make_batch(shard, rows, texts_[0], texts_[1], rejects=rejects, problems=problems)
 
 
 def one_sided(
-    settings: SourceSettings,
+    settings: base.SourceSettings,
     tree: Tree,
     stem: str,
     languages: tuple[str, str] | None,
     split: str,
     sides: Mapping[str, str],
-) -> Found:
+) -> base.Found:
     """A line pair of which a side is missing: a shard of no rows that says so.
 
     Raises:
@@ -157,7 +151,7 @@ def one_sided(
     )
     if settings.on_error == "stop" and split in settings.splits:
         wanted = settings.wanted()
-        if not wanted or (languages and label(languages, wanted)):
+        if not wanted or (languages and base.label(languages, wanted)):
             raise error
     files = tuple(tree.path(name) for name in sorted(sides.values()))[:1]
-    return Found(stem, files, languages, split, lost=(f"{error.file}: {error.problem}.",))
+    return base.Found(stem, files, languages, split, lost=(f"{error.file}: {error.problem}.",))

@@ -93,7 +93,7 @@ class TsvSource(Source):
                 warnings = warnings + more
             return columns, warnings
 
-        return read_delimited(self.settings, shard, layout, self._limit(shard), max_rows, max_bytes, self.whole)
+        return read_delimited(self.settings, shard, layout, self._extent(shard, max_rows, max_bytes), self.whole)
 
 
 def first_line(path: str) -> list[str]:
