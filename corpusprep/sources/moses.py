@@ -66,7 +66,7 @@ class MosesSource(LinePairSource):
                         members.append(info.filename)
                     continue
                 shown = printable(info.orig_filename)
-                problem = f"its member {shown!r} has {fault}" if "path" in fault else f"its member {shown!r} is {fault}"
+                problem = f"its member {shown!r} {fault}"
                 remedy = 'Do not trust it; set on_error = "keep" to read its other members'
                 raise_or_note(InputError(printable(path), problem, remedy), self.settings.on_error, lost)
             stems = _stems(member for member in members if not _beside(member))
