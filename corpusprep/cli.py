@@ -251,9 +251,9 @@ def agree_command(
 ) -> None:
     """See what a scorer is worth on your languages.
 
-    FILE is tab-separated, packed or not: source, translation, and human scores where there are any. Prints the correlation
-    with the human scores, and the AUC of telling true pairs from mismatched ones. A COMET model takes the first column as the
-    source, unless --set direction=… says otherwise.
+    FILE is tab-separated, packed or not, or - for standard input: source, translation, and human scores where there are any.
+    Prints the correlation with the human scores, and the AUC of telling true pairs from mismatched ones. A COMET model takes
+    the first column as the source, unless --set direction=… says otherwise.
     """
     from corpusprep.commands.agree import agree, describe
     from corpusprep.errors import CorpusprepError

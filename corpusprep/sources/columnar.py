@@ -363,9 +363,11 @@ def flat_batch(
 def _strings(column: pa.ChunkedArray[Any], good: npt.NDArray[np.bool_]) -> pa.Array[Any]:
     """The good rows of a large_binary column as text, without a kernel that a short command would have to load."""
     chosen = column if good.all() else column.filter(pa.array(good))
-    chunks: list[Any] = [chunk.view(pa.large_string()) for chunk in chosen.chunks]
-    text: pa.Array[Any] = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
-    return text.cast(pa.string())
+    chunks: list[Any] = [chunk.view(pa.large_string()).cast(pa.string()) for chunk in chosen.chunks]
+    if len(chunks) == 1:
+        only: pa.Array[Any] = chunks[0]
+        return only
+    return pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
 
 
 def _check(column: pa.ChunkedArray[Any], verdict: npt.NDArray[np.int8]) -> None:
@@ -457,9 +459,13 @@ def read_parquet(settings: SourceSettings, shard: Shard, extent: Extent, whole: 
             where = place or layout(parquet.schema_arrow, settings, file, shard)
             row = 0
             for group in range(parquet.num_row_groups):
-                after = row + parquet.metadata.row_group(group).num_rows
+                meta = parquet.metadata.row_group(group)
+                after = row + meta.num_rows
+                # As many rows at a time as a batch of a whole table has, if they are not large.
+                fitting = max_bytes * meta.num_rows // max(meta.total_byte_size, 1) if whole else 0
+                piece = max(_PIECE, min(max_rows, fitting))
                 try:
-                    for batch in parquet.iter_batches(_PIECE, row_groups=[group], columns=where.columns()):
+                    for batch in parquet.iter_batches(piece, row_groups=[group], columns=where.columns()):
                         yield flatten(pa.Table.from_batches([batch]), where, row)
                         row += batch.num_rows
                 except PARQUET_ERRORS as error:

@@ -16,6 +16,7 @@ from corpusprep.errors import InputError
 from corpusprep.sources.standard_input import NAME, STANDARD_INPUT, standard_input
 from corpusprep.sources.unpack import BLOCK, EDGE, Fetch, packing, salvage_deflate, unpack
 
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 _NOT_UNPACKED = (".zst", ".lz4", ".lzma", ".br", ".7z", ".rar", ".Z", ".tgz", ".tar")
 _NO_FILE = "Check the path, which is taken from the folder that the command runs in unless it begins with /"
@@ -296,6 +297,8 @@ def blocks(path: str, *, salvage: bool = False, look: bool = False) -> Iterator[
     with standard_input().open(look=look) if path == STANDARD_INPUT else open_binary(path) as stream:
         fetch = reader(stream, path)
         block = fetch(BLOCK)
+        if path == STANDARD_INPUT and block.startswith(_ZSTD):
+            raise InputError(name, "it is packed with zstd, which is not read here", "Unpack it, or use gzip")
         kind = _PACKED.get(os.path.splitext(path)[1]) or packing(block)
         if kind is None:
             while block:

@@ -19,7 +19,6 @@ INPUT = 256 << 10
 EDGE = 64 << 10
 _MAGIC = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ"}
 _SHORTEST = 14  # bytes of an empty file that is packed with bzip2
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def packing(head: bytes) -> str | None:
@@ -27,8 +26,6 @@ def packing(head: bytes) -> str | None:
 
     Text may begin with the two or three bytes that mark a format, so the head must be unpacked without an error, too.
     """
-    if head.startswith(_ZSTD):
-        return "zstd"
     kind = next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), None)
     if kind is None or len(head) < _SHORTEST:
         return None
@@ -63,10 +60,8 @@ def unpack(data: bytes, fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
         make = functools.partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
     elif kind == "bzip2":
         make = bz2.BZ2Decompressor
-    elif kind == "xz":
-        make = lzma.LZMADecompressor
     else:
-        raise InputError(name, f"it is packed with {kind}, which is not read here", "Unpack it, or use gzip")
+        make = lzma.LZMADecompressor
     magic, members = _MAGIC[kind], 0
     while data:
         while len(data) < len(magic) and (more := fetch(INPUT)):

@@ -169,7 +169,10 @@ def test_the_kernel_reads_as_python_does(
     path = tmp_path_factory.mktemp("json") / "x.jsonl"
     path.write_bytes(b"".join(line.encode("utf-8", "surrogatepass") + b"\n" for line in lines))
     of = JsonlSource(source("jsonl", path, src_lang="en", tgt_lang="sw").settings)
-    shards = of.shards()
+    try:
+        shards = of.shards()
+    except InputError:  # a translation whose keys happen to be languages that were not asked for
+        return
     if shards[0].members:
         return
     reading = read(of, shards)

@@ -110,12 +110,12 @@ def test_packing_is_told_by_the_first_bytes(tmp_path: Path, kind: str) -> None:
     assert texts(read(source("tsv", tmp_path / "en-sw.tsv"))) == [("one", "moja")]
 
 
-def test_text_is_not_taken_for_packed(tmp_path: Path) -> None:
+def test_text_is_not_taken_for_packed(tmp_path: Path, stdin: Callable[[bytes], None]) -> None:
     for text in (b"BZh91 is a word\tmoja\n", b"\x1f\x8b\tmoja\n", b"\xfd7zXZ\tmoja\n", b"B", b""):
         assert packing(text) is None
         (tmp_path / "en-sw.tsv").write_bytes(text)
         reading = read(source("tsv", tmp_path / "en-sw.tsv"))
         assert len(reading.rows) + len(reading.rejects) == (1 if text else 0)
-    (tmp_path / "en-sw.tsv").write_bytes(b"\x28\xb5\x2f\xfd\x04\x00")
-    with pytest.raises(InputError, match="packed with zstd, which is not read here"):
-        read(source("tsv", tmp_path / "en-sw.tsv"))
+    stdin(b"\x28\xb5\x2f\xfd\x04\x00")
+    with pytest.raises(InputError, match="standard input: it is packed with zstd, which is not read here"):
+        next(blocks("-"))
