@@ -462,8 +462,8 @@ def read_parquet(settings: SourceSettings, shard: Shard, extent: Extent, whole: 
                 meta = parquet.metadata.row_group(group)
                 after = row + meta.num_rows
                 # As many rows at a time as a batch of a whole table has, if they are not large.
-                fitting = max_bytes * meta.num_rows // max(meta.total_byte_size, 1) if whole else 0
-                piece = max(_PIECE, min(max_rows, fitting))
+                fitting = extent.max_bytes * meta.num_rows // max(meta.total_byte_size, 1) if whole else 0
+                piece = max(_PIECE, min(extent.max_rows, fitting))
                 try:
                     for batch in parquet.iter_batches(piece, row_groups=[group], columns=where.columns()):
                         yield flatten(pa.Table.from_batches([batch]), where, row)
