@@ -264,7 +264,7 @@ def test_zip_with_several_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil.en", "/etc/evil.en", "a/../../evil.en", "C:/evil.en", "..\\evil.en"])
 def test_zip_that_climbs_out(tmp_path: Path, name: str) -> None:
     path = make_zip(tmp_path / "x.zip", {**MEMBERS, name: "evil"})
-    with pytest.raises(InputError, match=r"its member .* has a"):
+    with pytest.raises(InputError, match=r"its member .* has (an absolute path|a path that climbs out of it)\."):
         source("moses", path).shards()
     reading = read(source("moses", path, on_error="keep"))
     assert texts(reading) == [("one", "moja"), ("two", "mbili")]
