@@ -19,22 +19,15 @@ from corpusprep.errors import RunError
 from corpusprep.keys import file_digest
 from corpusprep.store import write_table, writing
 
-VERDICTS = (
-    "",
-    "dedup.exact",
-    "dedup.near",
-    "quality.score",
-    "instruct.template_tokens",
-    "instruct.empty",
-    "balance.quota",
-    "quality.not_needed",
-)
-"""Reasons of the verdicts that steps after the first give, by code; 0 keeps the row."""
-
 
 @dataclass(frozen=True)
 class Part:
-    """The kept rows of one language pair in one batch of a shard: a Parquet file that is written once."""
+    """The kept rows of one language pair in one batch of a shard: a Parquet file that is written once.
+
+    Its columns are `src tgt src_lang tgt_lang source shard row score`, `key` (uint64, a seeded hash of the provenance), of langid
+    `src_lid src_lid_prob tgt_lid tgt_lid_prob`, of dedup `fingerprint text_hash` and with `keep = "form"` also `flaws`, and what a
+    user's own stage added.
+    """
 
     name: str
     """Its name in the store, `UNIT.PAIR`."""

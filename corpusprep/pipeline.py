@@ -15,7 +15,7 @@ from corpusprep.derive import Run, RunResult
 from corpusprep.engines import Engine
 from corpusprep.engines.local import LocalEngine
 from corpusprep.errors import InputError, RunError
-from corpusprep.parts import VERDICTS, Column, Part, pair_column
+from corpusprep.parts import Column, Part, pair_column
 from corpusprep.recipe import STAGES, Recipe
 from corpusprep.report.accounts import Accounts, summary
 from corpusprep.report.progress import Progress
@@ -26,9 +26,10 @@ from corpusprep.stages import balance, quality
 from corpusprep.steps.balance import choose, count_tokens
 from corpusprep.steps.dedup import find_duplicates
 from corpusprep.steps.finish import Decided, finish
-from corpusprep.steps.quality import drop_low, find_cutoffs, learn, score, write_index
+from corpusprep.steps.quality import apply_thresholds, find_cutoffs, learn, score, write_index
 from corpusprep.steps.read import Dropped, open_stages, read, tally
 from corpusprep.steps.rounds import score_until_filled
+from corpusprep.steps.verdicts import VERDICTS
 from corpusprep.steps.verify import verify
 from corpusprep.store import Store, lock
 
@@ -82,8 +83,6 @@ def run(
     if until == "clean":
         recipe = _clean_alone(recipe)
     out = Path(out)
-    users = [stage.function.rpartition(":")[2] for stage in recipe.stage]
-    stages = list(dict.fromkeys(["read", "clean", "langid", *users, "dedup", *STAGES[3:]]))
     with lock(out):
         store = Store(out / "parts")
         if redo is not None:
@@ -97,11 +96,17 @@ def run(
         if engine is None:
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
-        result = RunResult(Accounts(stages))
+        result = RunResult(Accounts(_accounted(recipe)))
         context = Run(recipe, out, store, engine, progress or Progress(), result, engine.workers)
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result
+
+
+def _accounted(recipe: Recipe) -> list[str]:
+    """The stages that drop rows, in the order of the tables: reading, the built-in stages, and the user's after `langid`."""
+    users = [stage.function.rpartition(":")[2] for stage in recipe.stage]
+    return list(dict.fromkeys(["read", "clean", "langid", *users, *STAGES[2:]]))
 
 
 def _clean_alone(recipe: Recipe) -> Recipe:
@@ -177,7 +182,7 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
         states = learn(run, parts, duplicates, settings)
         scores = score(run, parts, duplicates, states, settings)
         cutoffs = find_cutoffs(run, parts, duplicates, scores, states)
-        passed = drop_low(run, parts, duplicates, scores, cutoffs)
+        passed = apply_thresholds(run, parts, duplicates, scores, cutoffs)
         write_index(run, parts, duplicates, scores, cutoffs)
         if ends("quality"):
             _count_verdicts(run, parts, passed)
@@ -215,7 +220,7 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
         rows: number of rows to read from the beginning of each shard.
     """
     opened = open_sources(recipe)
-    accounts = Accounts(["read", "clean", "langid", "dedup"])
+    accounts = Accounts(_accounted(recipe)[: -len(STAGES[3:])])
     lines = []
     texts_identity(recipe.dedup.against)
     if recipe.balance.tokenizer is not None:

@@ -23,7 +23,7 @@ from corpusprep.steps import balance, dedup, finish, quality, read, verify
 Corpus = Callable[..., Path]
 TASKS: list[Callable[..., Any]] = [
     read.run_batch, verify.compare, dedup.decide,
-    quality.learn_pair, quality.score_part, quality.find_cutoff, quality.drop_low_rows, quality.copy_score,
+    quality.learn_pair, quality.score_part, quality.find_cutoff, quality.apply_threshold, quality.copy_score,
     balance.count_part, balance.add_up, balance.mark_candidates, balance.choose_rows,
     finish.summarise, finish.render, finish.gather,
 ]  # fmt: skip
@@ -146,6 +146,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("stages/languages.py", ("pass1", "dedup", "state", "quality", "tokens", "balance"), ()),
         ("stages/quality/lexical/features.py", ("state", "quality"), ("pass1", "dedup", "tokens", "balance")),
         ("steps/kept_scores.py", ("state", "quality"), ("pass1", "dedup", "tokens", "balance")),
+        ("stages/dedup/greedy.py", ("dedup",), ("pass1", "verify", "state", "quality", "tokens", "balance")),
+        ("steps/verdicts.py", ("quality", "tokens", "balance"), ("pass1", "verify", "dedup")),
         ("stages/balance/take.py", ("tokens", "balance"), ("pass1", "dedup", "state", "quality")),
         ("stages/instruct/templates.py", ("tokens", "mix"), ("pass1", "dedup", "state", "quality")),
         ("steps/dedup.py", ("dedup",), ("pass1", "state", "quality", "tokens", "balance")),

@@ -29,6 +29,10 @@ class Accounts:
     def add(self, read: Mapping[str, int], dropped: Iterable[tuple[str, str, str, int]]) -> None:
         self.read.update(read)
         for stage, pair, reason, count in dropped:
+            if stage not in self.stages:  # its rows would be missing from the tables
+                raise RunError(
+                    f"{reason}: {stage} is not a stage of this run. This is a bug in corpusprep: please report it."
+                )
             self.dropped[stage, pair, reason] += count
 
     def kept(self, pair: str | None = None) -> int:

@@ -473,8 +473,8 @@ def read_parquet(settings: SourceSettings, shard: Shard, extent: Extent, whole: 
                     problem = f"its row group {group} is damaged ({detail})"
                     if settings.on_error == "stop":
                         raise InputError(file, problem, _REPAIR, row) from None
-                    problems.append(f"{file}, row {row}: {problem}; {after - row} rows are lost.")
-                row = after
+                    problems.append(f"{file}, row {row}: {problem}; {max(after - row, 0)} rows are lost.")
+                row = max(row, after)  # damaged metadata may count fewer rows than there are
 
     yield from read_tables(tables, settings, shard, file, extent, place, none)
 

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.keys import file_digest
-from corpusprep.parts import VERDICTS, Column, Part, Work, by_pair, one_by_one
+from corpusprep.parts import Column, Part, Work, by_pair, one_by_one
 from corpusprep.stages import balance, instruct
 from corpusprep.stages.balance import BalanceSettings, PairCount
+from corpusprep.steps.verdicts import code
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
@@ -109,11 +110,12 @@ def count_part(work: Work) -> None:
     rows = table.take(alive)
     if alive.size:
         refused = instruct.screen(rows, settings)
-        verdict[alive] = np.where(refused, refused + VERDICTS.index("quality.score"), 0)
+        codes = np.array([0, *(code(reason) for reason in instruct.REASONS)], np.uint8)
+        verdict[alive] = codes[refused]
         alive, rows = alive[refused == 0], rows.filter(pa.array(refused == 0))
     if "wanted" in work.columns:
         scored = work.columns["wanted"].marked(part)[alive]
-        verdict[alive[~scored]] = VERDICTS.index("quality.not_needed")
+        verdict[alive[~scored]] = code("quality.not_needed")
         alive, rows = alive[scored], rows.filter(pa.array(scored))
     if "candidates" in work.columns:
         chosen = work.columns["candidates"].marked(part)[alive]
@@ -210,7 +212,7 @@ def choose_rows(work: Work) -> None:
         verdict = work.columns["tokens"].array(part, "verdict").copy()
         spread = np.zeros(part.rows, np.int32)
         spread[eligible] = copies
-        verdict[(verdict == 0) & (spread == 0)] = VERDICTS.index("balance.quota")
+        verdict[(verdict == 0) & (spread == 0)] = code("balance.quota")
         work.write(part, {"verdict": verdict, "copies": spread})
 
 

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 from corpusprep.arrow import combine, count_values, shaped
 from corpusprep.keys import code_digest, digest, file_digest, versions
-from corpusprep.parts import VERDICTS, Column, Part, Unit, Work, by_pair, pair_column
+from corpusprep.parts import Column, Part, Unit, Work, by_pair, pair_column
 from corpusprep.stages import balance, instruct
 from corpusprep.steps.balance import token_counter, tokenizer_digest
 from corpusprep.steps.quality import cutoffs_by_pair
+from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
 from corpusprep.store import ready, remove, write_table, writing
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ def _lost(part: Part, table: pa.Table, verdict: npt.NDArray[np.uint8], task: Ren
     lost = lost.append_column("reason", names)
     if task.recipe.dedup.clusters:
         keepers = task.columns["duplicates"].read(part).drop_columns(["verdict"]).filter(mask)
-        duplicate = pc.starts_with(names, "dedup.")
+        duplicate = pc.is_in(names, value_set=pa.array(DUPLICATES))
         for name in keepers.column_names:
             column = keepers[name].combine_chunks()
             lost = lost.append_column(name, pc.if_else(duplicate, column, pa.scalar(None, column.type)))

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusprep.keys import digest, large_file_digest, user_code
-from corpusprep.parts import VERDICTS, Column, Group, Part, Work, by_pair, one_by_one
+from corpusprep.parts import Column, Group, Part, Work, by_pair, one_by_one
 from corpusprep.stages import quality
 from corpusprep.stages.quality import QualitySettings
 from corpusprep.steps.kept_scores import ScoreStore
+from corpusprep.steps.verdicts import code
 from corpusprep.store import writing
 
 if TYPE_CHECKING:
@@ -273,15 +274,15 @@ def find_cutoff(work: Work) -> None:
     )
 
 
-def drop_low(run: Run, parts: Sequence[Part], verdicts: Column, scores: Column, cutoffs: Column) -> Column:
+def apply_thresholds(run: Run, parts: Sequence[Part], verdicts: Column, scores: Column, cutoffs: Column) -> Column:
     """The column of verdicts with `quality.score` for rows below their pair's cut-off."""
     if not scores.files:
         return verdicts
     of = {"verdicts": verdicts, "scores": scores, "cutoffs": cutoffs}
-    return run.derive("passed", "apply thresholds", drop_low_rows, one_by_one(parts), None, of=of)
+    return run.derive("passed", "apply thresholds", apply_threshold, one_by_one(parts), None, of=of)
 
 
-def drop_low_rows(work: Work) -> None:
+def apply_threshold(work: Work) -> None:
     """Applies the cut-off to the rows of a part; a row without a score stays."""
     (part,) = work.parts
     verdict = work.columns["verdicts"].array(part, "verdict").astype(np.uint8)
@@ -289,7 +290,7 @@ def drop_low_rows(work: Work) -> None:
     if cutoff is not None:
         scores = work.columns["scores"].floats(part, "quality")
         with np.errstate(invalid="ignore"):
-            verdict[(verdict == 0) & (scores < np.float32(cutoff))] = VERDICTS.index("quality.score")
+            verdict[(verdict == 0) & (scores < np.float32(cutoff))] = code("quality.score")
     work.write(part, {"verdict": verdict})
 
 

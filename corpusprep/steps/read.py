@@ -26,13 +26,15 @@ from corpusprep.parts import Part, Unit, pair_column
 from corpusprep.sources.read_ahead import read_ahead
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stage import Outcome, load_function
-from corpusprep.stages import clean, dedup, langid
+from corpusprep.stages import clean, langid
+from corpusprep.stages.dedup import rows as dedup_rows
 from corpusprep.store import Store, commit, ready, write_table
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
     from corpusprep.recipe import Recipe, UserStage
     from corpusprep.sources import RawBatch, Shard, Source
+    from corpusprep.stages.dedup import DedupSettings
 
 Dropped = Counter[tuple[str, str, str]]
 """(stage, pair, reason) -> rows."""
@@ -197,7 +199,7 @@ def _evaluation(run: Run, sources: list[tuple[Source, list[Shard]]]) -> _Evaluat
 class _Evaluation:
     """Evaluation text that must not reach the mix. Its key is cheap; its index is built only if rows must be checked."""
 
-    settings: dedup.DedupSettings
+    settings: DedupSettings
     shards: list[tuple[Source, Shard]]
 
     @property
@@ -212,7 +214,7 @@ class _Evaluation:
         code = code_digest(*{type(source) for source, _ in self.shards}) if self.shards else None
         return digest(texts_identity(self.settings.against), identities, code)
 
-    def index(self) -> dedup.EvaluationIndex | None:
+    def index(self) -> dedup_rows.EvaluationIndex | None:
         if not self.settings.enabled or not (self.shards or self.settings.against):
             return None
         texts: list[Any] = list(read_texts(self.settings.against))
@@ -226,7 +228,7 @@ class _Evaluation:
                     )  # fmt: skip
                 if batch.table.num_rows:
                     texts.append((batch.table["src"], batch.table["tgt"]))
-        return dedup.EvaluationIndex.from_texts(texts, self.settings)
+        return dedup_rows.EvaluationIndex.from_texts(texts, self.settings)
 
 
 def _spool(batch: RawBatch, store: Store) -> str:
@@ -268,7 +270,7 @@ class Stages:
     chain: list[tuple[str, Callable[[pa.Table], Outcome]]]
 
 
-def open_stages(recipe: Recipe, evaluation: dedup.EvaluationIndex | None) -> Stages:
+def open_stages(recipe: Recipe, evaluation: dedup_rows.EvaluationIndex | None) -> Stages:
     """Setup of a worker: the chain of stages up to the fingerprint."""
     stages: list[tuple[str, Callable[[pa.Table], Outcome]]] = []
 
@@ -284,7 +286,7 @@ def open_stages(recipe: Recipe, evaluation: dedup.EvaluationIndex | None) -> Sta
         stages.append(("langid", lambda table: langid.langid(table, recipe.langid)))
     add_users("langid")
     if recipe.dedup.enabled and evaluation is not None:
-        stages.append(("dedup", lambda table: dedup.protect(table, evaluation, recipe.dedup)))
+        stages.append(("dedup", lambda table: dedup_rows.protect(table, evaluation, recipe.dedup)))
     return Stages(recipe, stages)
 
 
@@ -343,9 +345,9 @@ def run_batch(stages: Stages, task: RawBatchTask) -> Unit:
             tally(dropped, stage, lost)
             rejects.append(lost)
         if stages.recipe.dedup.enabled and table.num_rows:
-            table = dedup.fingerprint(table, stages.recipe.dedup)
+            table = dedup_rows.fingerprint(table, stages.recipe.dedup)
             if stages.recipe.dedup.keep == "form":
-                table = table.append_column("flaws", pa.array(dedup.flaws(table)))
+                table = table.append_column("flaws", pa.array(dedup_rows.flaws(table)))
     except CorpusprepError:
         raise
     except Exception as error:

@@ -17,7 +17,8 @@ from corpusprep.errors import RunError
 from corpusprep.keys import digest, file_digest
 from corpusprep.parts import Group, Unit, Work, pair_column
 from corpusprep.stage import Agreement
-from corpusprep.stages import dedup, langid
+from corpusprep.stages import langid
+from corpusprep.stages.dedup import rows as dedup_rows
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
@@ -54,7 +55,7 @@ def verify(run: Run, units: Sequence[Unit]) -> None:
     report = run.derive(
         "verify", "verify a sample", compare, [sample],
         (limits, recipe.langid, recipe.dedup.without("against"), recipe.seed, changed),
-        depends=[langid.reference(), dedup.reference(), [file_digest(file) for file in models],
+        depends=[langid.reference(), dedup_rows.reference(), [file_digest(file) for file in models],
                  [(unit.name, pairs, _state(unit)) for unit, pairs in chosen]],
         hints={"units": chosen}, whole=True, rows=lambda _: recipe.verify,
     )  # fmt: skip
@@ -113,7 +114,7 @@ def compare(work: Work) -> None:
         result["langid"] = _summary("langid", table, found) | {"of": "recomputed" if changed else "stored"}
     table = pa.concat_tables(fingerprinted)
     if duplicates.enabled and table.num_rows:
-        found = dedup.compare_with_reference(table, duplicates)
+        found = dedup_rows.compare_with_reference(table, duplicates)
         result["dedup"] = _summary("dedup", table, found) | {"of": "stored"}
     work.write_value(result)
 
