@@ -386,7 +386,7 @@ def _guard(call: Callable[[], Any]) -> Any:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "\nInterrupted. Start the same command again (train: with --resume): it continues where it stopped.",
+            "\nInterrupted. Start the same command again: run, and train with --resume, continue where they stopped.",
             err=True,
         )
         sys.exit(130)
@@ -396,11 +396,7 @@ def _guard(call: Callable[[], Any]) -> Any:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        remedy = (
-            "Free some space and start again: the run continues where it stopped."
-            if error.errno == 28
-            else "Finished work is kept."
-        )
+        remedy = "Free some space and start the command again." if error.errno == 28 else "Finished work is kept."
         click.echo(f"error: {error.filename or 'input or output'}: {error.strerror or error}. {remedy}", err=True)
         sys.exit(2)
     except MemoryError:

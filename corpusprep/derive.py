@@ -56,8 +56,6 @@ class Run:
     engine: Engine
     progress: Progress
     result: RunResult
-    workers: int = 1
-    """Processes of the engine, where it is known."""
 
     def derive(
         self,
@@ -74,7 +72,6 @@ class Run:
         whole: bool = False,
         resources: dict[str, float] | None = None,
         rows: Callable[[Group], int] | None = None,
-        before: Callable[[Column], None] | None = None,
     ) -> Column:
         """Derives a column of parts. Files that an earlier run derived in the same way are reused.
 
@@ -95,7 +92,6 @@ class Run:
             whole: one file for a group; by default one for each part.
             resources: as engines take them.
             rows: number of rows of a group, for the progress bar; by default all its rows.
-            before: called with the column before any task runs.
         """
         of = dict(of or {})
         common = digest(code_digest(task), versions(), settings, depends, sorted(of))
@@ -115,10 +111,8 @@ class Run:
             else:
                 mine = {name: wide.of(group.parts) for name, wide in of.items()}
                 todo.append(Work(group, settings, own, mine, outputs, hints or {}))
-        if before is not None:
-            before(column)
         # Where there are fewer tasks than workers, a task may use the cores of several.
-        threads = max(1, self.workers // max(1, len(todo)))
+        threads = max(1, self.engine.workers // max(1, len(todo)))
         tasks = [(replace(work, threads=threads), rows(work.group) if rows else work.group.rows) for work in todo]
         for digests in self.map(title, partial(run_work, task), tasks, made=kind, resources=resources):
             column.digests.update(digests)

@@ -9,6 +9,8 @@ import importlib.util
 import json
 import os
 import re
+import sys
+import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -89,15 +91,31 @@ def code_digest(*objects: Callable[..., Any]) -> str:
     """A digest of the code that functions or classes of this package run: the source text of their modules and of every
     module of the package that these import, however indirectly.
 
-    A part that was made by other code has another key, and is made again. Nothing has to be listed by hand.
+    A part that was made by other code has another key, and is made again. Nothing has to be listed by hand. Of a module outside
+    the package the file itself counts.
+
+    Raises:
+        TypeError: an object is not a function or class of a module with a file, such as a `functools.partial`.
     """
-    return _modules_digest(tuple(sorted({each.__module__ for each in objects})))
+    names = set()
+    for each in objects:
+        if not isinstance(each, type | types.FunctionType):
+            raise TypeError(f"{each!r} is not a function or a class: its code has no key")
+        names.add(each.__module__)
+    return _modules_digest(tuple(sorted(names)))
 
 
 @functools.cache
 def _modules_digest(names: tuple[str, ...]) -> str:
     state = hashlib.sha256()
-    for name, path in imported_modules(*names).items():
+    files = imported_modules(*names)
+    for name in names:
+        if name not in files:
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file is None:
+                raise TypeError(f"the module {name} has no file: its code has no key")
+            files[name] = Path(file)
+    for name, path in sorted(files.items()):
         state.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return state.hexdigest()[:20]
 

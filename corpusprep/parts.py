@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,6 +159,10 @@ class Column:
         """What was decided about a group, from JSON."""
         return json.loads(Path(self.groups[group]).read_text(encoding="utf-8"))
 
+    def values(self) -> dict[str, Any]:
+        """What was decided about each group, by its name."""
+        return {group: self.value(group) for group in self.groups}
+
 
 def write_column(output: str, part: Part, columns: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:
     """Writes the file of one part, a value for each of its rows.
@@ -210,7 +215,11 @@ class Work:
 
     def write(self, part: Part, columns: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:
         """Writes a part's values, (rows,) each."""
-        write_column(self.outputs[self.parts.index(part)], part, columns, notes)
+        write_column(self._output_of[part.identity], part, columns, notes)
+
+    @functools.cached_property
+    def _output_of(self) -> dict[str, str]:
+        return {part.identity: output for part, output in zip(self.parts, self.outputs, strict=True)}
 
     def write_value(self, value: Any) -> None:
         """Writes what was decided about the group, as JSON."""

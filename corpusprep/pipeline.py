@@ -97,7 +97,7 @@ def run(
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
         result = RunResult(Accounts(_accounted(recipe)))
-        context = Run(recipe, out, store, engine, progress or Progress(), result, engine.workers)
+        context = Run(recipe, out, store, engine, progress or Progress(), result)
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result
@@ -181,7 +181,7 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
     else:
         states = learn(run, parts, duplicates, settings)
         scores = score(run, parts, duplicates, states, settings)
-        cutoffs = find_cutoffs(run, parts, duplicates, scores, states)
+        cutoffs = find_cutoffs(run, parts, scores, states)
         passed = apply_thresholds(run, parts, duplicates, scores, cutoffs)
         write_index(run, parts, duplicates, scores, cutoffs)
         if ends("quality"):

@@ -39,8 +39,8 @@ def _repeats(head: pa.ChunkedArray[Any]) -> bool:
 class Store:
     """The folder `DIR/parts`: `parts/KIND/NAME.KEY`, a file or a folder.
 
-    Only complete parts have such a name. Unfinished parts are in `parts/tmp`; the next run that holds the folder's lock
-    removes them.
+    Only complete parts have such a name. Unfinished ones are in `parts/tmp` or end with `.tmp`; the next run that holds the
+    folder's lock removes them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,14 +59,12 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{os.getpid()}-{secrets.token_hex(6)}{suffix}"
 
-    def put(self, scratch: Path, path: Path) -> None:
-        """Renames a finished file or folder into place. An existing part may stay, because it is the same."""
-        commit(scratch, path)
-
     def begin(self) -> None:
         """Removes what an interrupted run left in `parts/tmp`."""
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*/*.tmp"):
+            remove(path)
 
     def forget(self, kinds: tuple[str, ...]) -> None:
         """Removes all parts of some kinds, so that they are made again."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from corpusprep import RunError, RunResult, load_recipe
 from corpusprep.derive import Run
-from corpusprep.engines.local import LocalEngine
+from corpusprep.engines import Call, Engine
 from corpusprep.parts import Column, Group, Part, Work, by_pair, one_by_one, write_column
 from corpusprep.report.accounts import Accounts
 from corpusprep.report.progress import Progress
@@ -43,6 +44,16 @@ def hinted(work: Work) -> None:
     work.write_value(work.hints["word"])
 
 
+class Inline(Engine):
+    """Runs tasks in this process, and says that it has more."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, call: Call[Any], tasks: Iterator[Any]) -> Iterator[Any]:
+        return map(call.function, tasks)
+
+
 class Told(Progress):
     def __init__(self) -> None:
         self.titles: list[tuple[str, int | None]] = []
@@ -60,7 +71,7 @@ def begin(folder: Path, workers: int = 1) -> Run:
     recipe = load_recipe(None, sources=["tsv=x.tsv"])
     store = Store(folder / "parts")
     store.begin()
-    return Run(recipe, folder, store, LocalEngine(), Told(), RunResult(Accounts([])), workers)
+    return Run(recipe, folder, store, Inline(workers), Told(), RunResult(Accounts([])))
 
 
 @pytest.fixture
@@ -197,8 +208,6 @@ def test_values_must_fit_the_rows(tmp_path: Path, parts: list[Part]) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_before_is_told_the_files_before_any_is_made(tmp_path: Path, parts: list[Part]) -> None:
-    seen: list[bool] = []
-    column = derive(begin(tmp_path), parts, before=lambda c: seen.extend(Path(f).exists() for f in c.files.values()))
-    assert seen == [False] * 3
-    assert all(Path(file).exists() for file in column.files.values())
+def test_code_without_a_key_is_refused(tmp_path: Path, parts: list[Part]) -> None:
+    with pytest.raises(TypeError, match="its code has no key"):
+        begin(tmp_path).derive("p", "", functools.partial(hinted), by_pair(parts), None)

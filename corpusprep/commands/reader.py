@@ -132,11 +132,18 @@ class TableReader:
             InputError: the input cannot be read.
         """
         with remedies_as_options(self._may_keep):
-            for shard in self._shards():
+            shards = self._shards()
+            if left_out := self._source.left_out():
+                names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+                self._say(
+                    f"{self.name}: {names} are of other splits than train, and are not read. Name a file to read it."
+                )
+            columns = [*(["shard"] if len(shards) > 1 else []), *_REJECTED]
+            for shard in shards:
                 for batch in self._source.read(shard):
                     for problem in batch.problems:
                         self._say(problem)
-                    yield self._own(batch.table), batch.rejected.select(_REJECTED)
+                    yield self._own(batch.table), batch.rejected.select(columns)
 
     def fit(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         """A batch with the columns and types of `schema()`.
@@ -167,6 +174,15 @@ class TableReader:
                     self.name, f"a field does not have the same type in all rows ({error})", _ONE_TYPE
                 ) from None
         return pa.concat_tables([self.fit(table, schema) for table in tables]), pa.concat_tables(rejected)
+
+    def files(self) -> list[str]:
+        """The files that are read.
+
+        Raises:
+            InputError: nothing is there.
+        """
+        with remedies_as_options(self._may_keep):
+            return [file for shard in self._shards() for file in shard.files]
 
     def close(self) -> None:
         """Removes the temporary copy of standard input, if there is one."""

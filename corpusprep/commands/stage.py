@@ -85,6 +85,7 @@ def run_stage(
     refuse = _rejects_writer(rejects, source, target)
     kept_rows, reasons = 0, Counter[str]()
     try:
+        _check_outputs(reader, target, rejects)
         schema = None
         if name not in _ROW_WISE:
             batches: Iterable[tuple[pa.Table, pa.Table]] = [reader.whole()]
@@ -105,6 +106,19 @@ def run_stage(
     unit = "examples" if name == "instruct" else "rows"
     lines = [(f"kept ({unit})", kept_rows), *sorted(reasons.items(), key=lambda item: (-item[1], item[0]))]
     return in_columns(lines, (name, "rows"))
+
+
+def _check_outputs(reader: TableReader, *outputs: Path | str | None) -> None:
+    """Refuses an output that is one of several files that are read: it would be read as input the next time."""
+    files = {os.path.realpath(file) for file in reader.files()}
+    for output in outputs:
+        if output is None or str(output) == STANDARD_OUTPUT:
+            continue
+        place = os.path.realpath(output)
+        if os.path.isdir(reader.name) and place.startswith(os.path.realpath(reader.name) + os.sep):
+            raise SettingsError(f"{output}: is in the folder that is read. Name a file outside of it.")
+        if len(files) > 1 and place in files:
+            raise SettingsError(f"{output}: is one of the files that are read. Name another one.")
 
 
 def _rejects_writer(rejects: Path | str | None, source: Path | str, target: Path | str) -> TableWriter | None:

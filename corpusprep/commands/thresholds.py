@@ -168,6 +168,8 @@ def _read(
                 mask = mask & pq.read_table(file["wanted"])["candidate"].to_numpy(zero_copy_only=False)
             score = np.asarray(pq.read_table(file["scores"])["quality"].to_numpy(zero_copy_only=False), np.float32)
             key = pq.read_table(file["part"], columns=["key"])["key"].to_numpy()
+        except KeyError:
+            raise RunError(f"{pair}: the scores are of another version. Start the run again.") from None
         except FileNotFoundError as error:
             raise RunError(
                 f"{error.filename or file['scores']}: is gone. Start the run again: it makes what is missing."

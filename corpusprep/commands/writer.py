@@ -77,6 +77,8 @@ class TableWriter:
         if self._path.is_dir() and not self._pipe:
             raise SettingsError(f"{target}: is a folder. Name a file.")
         self._name = "standard output" if self._pipe else str(target)
+        if self._pipe and sys.stdout is None:
+            raise SettingsError("standard output: it is closed. Name a file.")
         # Devices and named pipes are written to directly.
         aside = not self._pipe and (self._path.is_file() or not self._path.exists())
         self._scratch = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}") if aside else None
@@ -153,6 +155,8 @@ class TableWriter:
         for field in schema:
             if self.kind == "tsv" and not _is_one_field(field.type):
                 problem, remedy = "which TSV cannot", "Write .jsonl or .parquet"
+            elif self.kind == "parquet" and _holds_nothing(field.type):
+                problem, remedy = "which Parquet cannot", "Write .jsonl"
             elif self.kind == "jsonl" and _holds_bytes(field.type):
                 problem, remedy = "which JSONL cannot", "Write .parquet"
             else:
@@ -215,6 +219,13 @@ def _is_one_field(kind: Any) -> bool:
     except pa.ArrowException:
         return False
     return True
+
+
+def _holds_nothing(kind: Any) -> bool:
+    """Whether a type is or has an object without fields."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return pa.types.is_nested(kind) and any(_holds_nothing(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _holds_bytes(kind: Any) -> bool:

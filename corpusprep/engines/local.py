@@ -80,14 +80,14 @@ class LocalEngine(Engine):
 
     def _spread(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
         self._calls += 1
-        number_of_call = self._calls
+        call_id = self._calls
         exhausted, sent, given = False, 0, 0
         load: dict[Connection, int] = {}
         done: list[tuple[int, R]] = []
         try:
             while True:
                 while not exhausted:
-                    target = self._free(load, number_of_call, call)
+                    target = self._free(load, call_id, call)
                     if target is None:
                         break
                     try:
@@ -95,7 +95,7 @@ class LocalEngine(Engine):
                     except StopIteration:
                         exhausted = True
                         break
-                    self._send(target, (number_of_call, sent, task))
+                    self._send(target, (call_id, sent, task))
                     load[target] += 1
                     sent += 1
                 if exhausted and not any(load.values()):
@@ -120,7 +120,7 @@ class LocalEngine(Engine):
             self._processes = []
             raise
 
-    def _free(self, load: dict[Connection, int], number_of_call: int, call: Call[Any]) -> Connection | None:
+    def _free(self, load: dict[Connection, int], call_id: int, call: Call[Any]) -> Connection | None:
         """The worker for the next task: an idle one, else a new one, else one with room in its pipe."""
         idle = next((c for c, n in load.items() if n == 0), None)
         if idle is not None:
@@ -129,7 +129,7 @@ class LocalEngine(Engine):
             if len(self._processes) <= len(load):
                 self._start(self.workers)
             connection = self._processes[len(load)][1]
-            self._send(connection, (number_of_call, call.function, call.setup))
+            self._send(connection, (call_id, call.function, call.setup))
             load[connection] = 0
             return connection
         least = min(load, key=lambda c: load[c])

@@ -39,8 +39,8 @@ def open_source(settings: SourceSettings, *, whole: bool = False) -> Source:
             in its order and with its types: src, tgt, src_lang, tgt_lang and score under these names, the others under their
             own. It has no columns of the reader (source, shard, row) unless the file has them. Languages that only the
             settings or the path name come last. Sides are not swapped: src is the first side of the file; line pairs have no
-            first side, and src is the language that the settings name as src_lang, else the source side of a run. All splits
-            are read, and the path may be `-`, standard input. Rejects are those of a run, plus rows in which another column
+            first side, and src is the language that the settings name as src_lang, else the source side of a run. The path
+            may be `-`, standard input. Rejects are those of a run, plus rows in which another column
             cannot be read.
     """
     # A name that is computed: the keys of parts follow the class that is returned, as they cannot follow this.

@@ -234,11 +234,20 @@ class Source(ABC):
             InputError: nothing is found, or a file is not what it should be and the settings say to stop.
         """
         found = self._all()
-        splits = {each.split for each in found} if self.whole else self.settings.splits
+        splits = self._splits()
         shards = [shard for each in found if each.split in splits for shard in self._shard(each)]
         if not shards:
             raise self._nothing(found)
         return shards
+
+    def _splits(self) -> set[str]:
+        """The splits that are read: of whole tables those that there are, if none of the settings' is there."""
+        splits, there = set(self.settings.splits), {each.split for each in self._all()}
+        return there if self.whole and not splits & there else splits
+
+    def left_out(self) -> list[str]:
+        """Names of the files of other splits, which are not read."""
+        return [each.shard for each in self._all() if each.split not in self._splits()]
 
     def evaluation(self) -> list[Shard]:
         """The shards of the other splits but train, for the pairs asked for; none where `protect` is off."""
@@ -276,11 +285,10 @@ class Source(ABC):
         Raises:
             InputError: nothing is there.
         """
-        if self.settings.path != STANDARD_INPUT:
-            return find(self.settings.path)
-        if not self.whole:
+        piped = self.settings.path == STANDARD_INPUT
+        if piped and not self.whole:
             raise InputError(NAME, "a run cannot read it, as it reads its sources more than once", "Name a file")
-        return Tree("", [STANDARD_INPUT], True)
+        return Tree("", [STANDARD_INPUT], True) if piped else find(self.settings.path)
 
     def _told(self, named: tuple[bool, bool], path: str) -> list[tuple[str, str] | None]:
         """The languages of a whole table: `[None]` if its rows name them, `[pair]` if the settings or its path do, else `[]`.
@@ -292,9 +300,15 @@ class Source(ABC):
         given = (self.settings.src_lang, self.settings.tgt_lang)
         if any(named):
             return [None] if all(a or b for a, b in zip(named, given, strict=True)) else []
-        there = pair_in_path(path) or (None, None)
-        src, tgt = given[0] or there[0], given[1] or there[1]
-        return [(src, tgt)] if src and tgt else []
+        if all(given):
+            return [(str(given[0]), str(given[1]))]
+        there = pair_in_path(path)
+        if there is None:
+            return []
+        if not _agree(given, there):
+            problem = f"its name says that its sides are {there[0]} and {there[1]}, not {given[0] or given[1]}"
+            raise InputError(printable(path), problem, "Give --src-lang and --tgt-lang, or neither")
+        return [there]
 
     def _extent(self, shard: Shard, max_rows: int, max_bytes: int) -> Extent:
         """How much of a shard is read: all rows of evaluation text, whatever the limit."""
@@ -316,24 +330,48 @@ class Source(ABC):
         if found.languages is None:
             shard = Shard(self.settings.label, *common, None, found.split, False, found.members, found.lost)
             return [shard]
-        if self.whole and self.has_first_side:
-            pair = (explicit(found.languages[0]), explicit(found.languages[1]))
-            return [Shard(self.settings.label, *common, pair, found.split, False, found.members, found.lost)]
+        if self.whole:
+            return [self._whole_shard(found, found.languages)]
         labels = label(found.languages, self.settings.wanted())
         if labels is None:
             return []
-        src, tgt = (self.settings.src_lang, self.settings.tgt_lang) if self.whole else (None, None)
-        pair = (src, tgt) if src is not None and tgt is not None else order_pair(*labels)
+        pair = order_pair(*labels)
         swap = pair != labels
         return [Shard(self.settings.label, *common, pair, found.split, swap, found.members, found.lost)]
+
+    def _whole_shard(self, found: Found, languages: tuple[str, str]) -> Shard:
+        """The shard of a whole table: its sides as they stand, or turned to the languages that the settings name.
+
+        Raises:
+            InputError: the settings name other languages.
+        """
+        first, second = explicit(languages[0]), explicit(languages[1])
+        given = (self.settings.src_lang, self.settings.tgt_lang)
+        free = not self.has_first_side or bool(found.members)  # a record of translations has no first side either
+        if not any(given):
+            turned = not self.has_first_side and order_pair(first, second) != (first, second)
+        elif _agree(given, (first, second)):
+            turned = False
+        elif free and _agree(given, (second, first)):
+            turned = True
+        else:
+            asked = " and ".join(code for code in given if code)
+            problem = f"its sides are {first} and {second}, where {asked} is asked for"
+            raise InputError(
+                printable(found.shard), problem, f"Give --src-lang {first} --tgt-lang {second}, or neither"
+            )
+        pair = (second, first) if turned else (first, second)
+        pair = (given[0] or pair[0], given[1] or pair[1])
+        members = found.members[::-1] if turned and self.has_first_side else found.members
+        place = (printable(found.shard), found.files)
+        swap = turned and not self.has_first_side
+        return Shard(self.settings.label, *place, pair, found.split, swap, members, found.lost)
 
     def _nothing(self, found: list[Found]) -> InputError:
         """Why there is no shard, in words."""
         path, settings = printable(self.settings.path), self.settings
         if not found:
-            return InputError(
-                path, f"no {settings.format} files are here", "Check the path and the format of this source"
-            )
+            return InputError(path, f"no {settings.format} files are here", "Check the path and the format")
         if not any(each.split in settings.splits for each in found):
             others = ", ".join(sorted({each.split for each in found}))
             return InputError(
@@ -351,6 +389,11 @@ class Source(ABC):
             f"no pair {' or '.join(settings.pairs)} is here, only {names}",
             f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "Ask for pairs that are here",
         )
+
+
+def _agree(given: tuple[str | None, str | None], there: tuple[str, str]) -> bool:
+    """Whether the languages that are given, one, both or none, are those of the two sides."""
+    return all(code is None or matches(code, side) for code, side in zip(given, there, strict=True))
 
 
 def label(languages: tuple[str, str], wanted: Sequence[tuple[str, str]]) -> tuple[str, str] | None:

@@ -107,7 +107,7 @@ def languages_of(
                 'Name the columns, as in columns = {src = "a", tgt = "b"}',
             )
         return [(pair, pair) for pair in pairs]
-    layout(schema, settings, file)
+    layout(schema, settings, file, whole=whole is not None)
     codes = columns.get("src_lang", "src_lang"), columns.get("tgt_lang", "tgt_lang")
     if whole is not None:
         told = whole((codes[0] in schema.names, codes[1] in schema.names), path)
@@ -128,8 +128,10 @@ def languages_of(
     return [(languages, ())]
 
 
-def layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard | None = None) -> Layout:
-    """The columns of a shard's table.
+def layout(
+    schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard | None = None, whole: bool = False
+) -> Layout:
+    """The columns of a shard's table; in a whole table a column `score` that the settings do not name may hold text.
 
     Raises:
         InputError: one is missing or is not of its type.
@@ -139,6 +141,8 @@ def layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: Shard 
     if score not in schema.names:
         if "score" in columns:
             raise _no_column(schema, score, file)
+        score = ""
+    elif whole and "score" not in columns and not _is_number(schema.field(score).type):
         score = ""
     elif not _is_number(schema.field(score).type):
         raise InputError(file, f"its column {score!r} is {schema.field(score).type}, not a number", "Set columns.score")
@@ -175,7 +179,7 @@ def whole_layout(schema: pa.Schema, settings: SourceSettings, file: str, shard: 
     Raises:
         InputError: one is missing or is not of its type, or two have one name.
     """
-    place = layout(schema, settings, file, shard)
+    place = layout(schema, settings, file, shard, whole=True)
     twice = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
     if twice:
         raise InputError(file, f"it has two columns {printable(twice[0])!r}", "Rename one of them")

@@ -322,7 +322,7 @@ def _batch(shard: Shard, lines: Lines, columns: Columns, settings: SourceSetting
     if columns.names:
         arrays: dict[str, Any] = {}
         for name, place in columns.names:
-            if name == "score":
+            if name == "score" and columns.score is not None:
                 arrays[name] = scores
             elif name in ("src_lang", "tgt_lang"):
                 assert languages is not None

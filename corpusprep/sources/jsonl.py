@@ -88,7 +88,7 @@ class JsonlSource(Source):
             if not records:
                 return [(None, ())]
             told = self._told(_named(settings, records), where)
-            if not told and single:
+            if not told and (single or not unpacked_name(name).endswith(".json")):
                 raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
             return [(pair, ()) for pair in told]
         if settings.src_lang is not None and settings.tgt_lang is not None:
@@ -199,6 +199,8 @@ def _fields(settings: SourceSettings, shard: Shard, whole: list[dict[str, Any]] 
     """
     columns = {field: str(column) for field, column in settings.columns.items()}
     score = columns.get("score", "score")
+    if whole and "score" not in columns and 2 * sum(_is_number(record.get(score)) for record in whole) < len(whole):
+        score = _NO_KEY  # most are text: it is no score
     if shard.members:
         return Fields(shard.members[0], shard.members[1], None, score, columns.get("translation", "translation"))
     languages: tuple[str | None, str | None] | None = None
@@ -213,9 +215,15 @@ def _fields(settings: SourceSettings, shard: Shard, whole: list[dict[str, Any]] 
     return Fields(columns.get("src", "src"), columns.get("tgt", "tgt"), languages, score, None)
 
 
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
 def _taken(fields: Fields) -> dict[str, str]:
     """The keys that hold the columns of every table."""
-    keys = {"src": fields.first, "tgt": fields.second, "score": fields.score}
+    keys = {"src": fields.first, "tgt": fields.second}
+    if fields.score != _NO_KEY:
+        keys["score"] = fields.score
     if fields.outer is not None:
         keys |= dict.fromkeys(PAIR_COLUMNS, fields.outer)
     codes = zip(("src_lang", "tgt_lang"), fields.languages or (), strict=False)
@@ -347,6 +355,7 @@ def _batch(
         for i, reason in unread.items():
             verdict[i] = reason
         read = np.setdiff1d(read, list(unread)) if unread else read
+        _refuse_late_languages(table, fields, settings, printable(shard.files[0]), lines.first + read)
 
     languages: tuple[pa.Array[Any], pa.Array[Any]] | None = None
     swap: npt.NDArray[np.bool_] | None = None
@@ -388,6 +397,18 @@ def _batch(
     return make_batch(
         shard, rows, *sides, score=score, languages=languages, swap=swap, rejects=rejects, problems=problems
     )
+
+
+def _refuse_late_languages(
+    table: pa.Table, fields: Fields, settings: SourceSettings, file: str, rows: npt.NDArray[np.int64]
+) -> None:
+    """Raises an InputError if a record names a language that the records at the head do not: it must not be overwritten."""
+    for key in _keys(settings):
+        late = fields.outer is None and key in table.column_names and key not in (fields.languages or ())
+        if late and table[key].null_count < table.num_rows:
+            row = int(rows[np.flatnonzero(table[key].is_valid().to_numpy())[0]])
+            problem = f"it names its language in {key!r}, which the first records of the file do not"
+            raise InputError(file, problem, "Give all records that field, or none", row)
 
 
 def _brackets(lines: Lines, i: int) -> int:

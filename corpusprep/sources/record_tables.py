@@ -103,7 +103,8 @@ class RecordTables:
     def _column(self, key: str, values: list[Any], rows: list[int]) -> pa.Array[Any]:
         try:
             column = _array(values)
-            return column.cast(pa.uint64()) if key == "fingerprint" and pa.types.is_integer(column.type) else column
+            whole = pa.types.is_integer(column.type) and (pc.min(column).as_py() or 0) >= 0
+            return column.cast(pa.uint64()) if key == "fingerprint" and whole else column
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
             low, high = 0, len(values)  # the first `low` values have a common type, the first `high` do not
             while high - low > 1:

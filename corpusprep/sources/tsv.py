@@ -76,7 +76,7 @@ class TsvSource(Source):
             found = [pair] if pair else []
         if not found and single and _names_languages(first):
             return [None]
-        if not found and single:
+        if not found and (single or (self.whole and names)):
             raise InputError(
                 printable(path),
                 "nothing tells its languages",
@@ -89,7 +89,8 @@ class TsvSource(Source):
         def layout(first: Lines) -> tuple[Columns, list[str]]:
             columns, places, warnings = _layout(first, self.settings, shard)
             if self.whole:
-                columns, more = _whole(columns, places, first, printable(shard.files[0]))
+                asked = "score" in self.settings.columns
+                columns, more = _whole(columns, places, first, printable(shard.files[0]), asked)
                 warnings = warnings + more
             return columns, warnings
 
@@ -179,14 +180,31 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
     return fields._replace(width=int(values[np.argmax(often)])), places, []
 
 
-def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str) -> tuple[Columns, list[str]]:
+def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str, score: bool) -> tuple[Columns, list[str]]:
     """The columns with the names of all of them, for a whole table, and warnings.
+
+    Args:
+        score: whether the settings name the column of the score; else one of this name may hold text.
 
     Raises:
         InputError: the file lacks a column that is asked for, or its header names one twice.
     """
     there = _names(decode(first.data, first.starts[0], first.ends[0])) if columns.header else []
     there += [f"column_{place}" for place in range(len(there), columns.width)]
+    at_head = np.arange(first.starts.size)[int(columns.header) :]
+    table = cut(first, columns.width)
+    verdict = np.zeros(first.starts.size, np.int8)
+    check_text(first.data, first.starts, first.ends, verdict)
+    sound = at_head[(verdict == 0)[at_head] & (table.counts == columns.width)[at_head]]
+
+    def odd(place: int, kind: pa.DataType) -> int:
+        """Rows at the head that hold no number of a type."""
+        starts, ends = table.spans(place)
+        return int(typed(first.data, starts[sound], ends[sound], kind)[1].sum())
+
+    if columns.score is not None and not score and 2 * odd(columns.score, pa.float32()) > sound.size:
+        columns = columns._replace(score=None)
+        places = {field: place for field, place in places.items() if field != "score"}
     names: list[tuple[str, int]] = []
     for place, name in enumerate(there):
         fields = [field for field, at in places.items() if at == place]
@@ -199,15 +217,5 @@ def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str) ->
     if twice:
         raise InputError(file, f"its header names the column {twice[0]!r} twice", "Rename one of the two", 0)
     warnings = shadowed(there, {field: there[place] for field, place in places.items()}, file)
-    at_head = np.arange(first.starts.size)[int(columns.header) :]
-    table = cut(first, columns.width)
-    verdict = np.zeros(first.starts.size, np.int8)
-    check_text(first.data, first.starts, first.ends, verdict)
-    sound = at_head[(verdict == 0)[at_head] & (table.counts == columns.width)[at_head]]
-    kinds = []
-    for name, place in names:
-        if name in _NUMBERS:
-            starts, ends = table.spans(place)
-            if not typed(first.data, starts[sound], ends[sound], _NUMBERS[name])[1].any():
-                kinds.append((place, _NUMBERS[name]))
+    kinds = [(place, _NUMBERS[name]) for name, place in names if name in _NUMBERS and not odd(place, _NUMBERS[name])]
     return columns._replace(names=tuple(names), kinds=tuple(kinds)), warnings

@@ -25,7 +25,6 @@ from corpusprep.keys import code_digest, digest, file_digest, versions
 from corpusprep.parts import Column, Part, Unit, Work, by_pair, pair_column
 from corpusprep.stages import balance, instruct
 from corpusprep.steps.balance import token_counter, tokenizer_digest
-from corpusprep.steps.quality import cutoffs_by_pair
 from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
 from corpusprep.store import ready, remove, write_table, writing
 
@@ -62,6 +61,10 @@ class Decided:
     cutoffs: Column
     outcome: Column
     plan: balance.Plan | None
+
+    def limits(self) -> dict[str, float | None]:
+        """pair -> cut-off."""
+        return {pair: value["cutoff"] for pair, value in self.cutoffs.values().items()}
 
     @property
     def parts(self) -> list[Part]:
@@ -100,7 +103,7 @@ def _output_key(run: Run, decided: Decided) -> str:
     states = [(part.identity, [column.digest(part) for column in columns]) for part in decided.parts]
     return digest(
         code_digest(render, type(run.result.accounts)), versions(), recipe, tokenizer_digest(recipe.balance),
-        [Path(unit.folder).name for unit in decided.units], states, cutoffs_by_pair(decided.cutoffs),
+        [Path(unit.folder).name for unit in decided.units], states, decided.limits(),
     )  # fmt: skip
 
 
@@ -200,7 +203,7 @@ class RenderTask:
 
     unit: Unit
     columns: Mapping[str, Column]
-    """`outcome`, `duplicates`, `tokens` and `scores` of the unit's parts."""
+    """`outcome`, `tokens` and `scores` of the unit's parts, and with `dedup.clusters` also `duplicates`."""
     files: int
     """Number of files of the mix."""
     validation: int | None
@@ -249,9 +252,9 @@ def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection)
     settings = run.recipe.instruct
     examples = selection.copies * (1 if settings.directions in ("forward", "backward") else 2)
     files = max(1, -(-examples // settings.shard_rows))
-    columns = {
-        "outcome": decided.outcome, "duplicates": decided.duplicates, "tokens": decided.tokens, "scores": decided.scores
-    }  # fmt: skip
+    columns = {"outcome": decided.outcome, "tokens": decided.tokens, "scores": decided.scores}
+    if run.recipe.dedup.clusters:
+        columns["duplicates"] = decided.duplicates
     tasks = [
         RenderTask(
             unit, {name: column.of(unit.parts) for name, column in columns.items()}, files, selection.validation,
@@ -576,7 +579,7 @@ def _manifest(
             "reached": facts["tokens"],
             "plan": decided.plan.to_dict() if decided.plan is not None else None,
         },
-        "quality": {"cutoffs": cutoffs_by_pair(decided.cutoffs), "scores": run.result.scored},
+        "quality": {"cutoffs": decided.limits(), "scores": run.result.scored},
         "verified": run.result.verified,
         "notes": run.result.notes,
         "files": files,

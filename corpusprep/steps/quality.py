@@ -111,23 +111,27 @@ def score(
     # The folder's name does not depend on the version of this program: a score that took a GPU to compute outlives an edit.
     kept = _kept_folder(run, model) if model else None
 
-    def settle(column: Column) -> None:
-        # Merges what other runs left. What this one left when it was interrupted stays aside until it ends: when it goes on, it
-        # must find what it would have found.
-        if kept is not None:
-            ScoreStore(kept).settle(but=frozenset(Path(file).name for file in column.files.values()))
-
+    if kept is not None:
+        # Merges what other runs left. Scores of this run's parts stay aside until it ends: if it is interrupted, it must find
+        # later what it would have found.
+        ScoreStore(kept).settle(but=frozenset(part.name for part in parts))
     scores = run.derive(
         kind, title, score_part, one_by_one(parts) if settings.enabled else [], _scoring(settings), of=of,
         depends=[model, quality.packages(settings), user_code([settings.scorer]) if ":" in settings.scorer else None],
         hints={"kept": str(kept) if kept is not None else None, "model": model}, resources={"gpu": 1.0} if comet else None,
-        rows=rows, before=settle,
+        rows=rows,
     )  # fmt: skip
-    if kept is not None:
+    if kept is not None and wanted is None:
         ScoreStore(kept).settle()
     if kind == "quality" and settings.enabled:
         run.result.scored = _count_scored(scores.files.values())
     return scores
+
+
+def settle_scores(run: Run, settings: QualitySettings) -> None:
+    """Merges the scores that the rounds of this run added to those that are kept."""
+    if settings.scorer == "comet":
+        ScoreStore(_kept_folder(run, _model(quality.decided(settings)))).settle()
 
 
 def _new_rows(marks: Column, before: Column | None, group: Group) -> int:
@@ -245,16 +249,16 @@ def copy_score(work: Work) -> None:
 # --------------------------------------------------------------------------------------------------------------- cutoff
 
 
-def find_cutoffs(run: Run, parts: Sequence[Part], verdicts: Column, scores: Column, states: Column) -> Column:
+def find_cutoffs(run: Run, parts: Sequence[Part], scores: Column, states: Column) -> Column:
     """The column of cut-offs, one value a pair: `cutoff`, None where nothing is dropped, and `note`, why that is so."""
     settings = run.recipe.quality
     cutoffs = run.derive(
         "cutoff", "", find_cutoff, by_pair(part for part in parts if part in scores),
         settings.without("cache", "until", "prior"),
-        of={"verdicts": verdicts, "scores": scores, "states": states}, whole=True,
+        of={"scores": scores, "states": states}, whole=True,
     )  # fmt: skip
-    for pair in cutoffs.groups:
-        note = cutoffs.value(pair)["note"]
+    for value in cutoffs.values().values():
+        note = value["note"]
         if note and note not in run.result.notes:
             run.result.notes.append(note)
     return cutoffs
@@ -262,8 +266,8 @@ def find_cutoffs(run: Run, parts: Sequence[Part], verdicts: Column, scores: Colu
 
 def find_cutoff(work: Work) -> None:
     """Decides a pair's cut-off."""
-    verdicts, scores, states = (work.columns[name] for name in ("verdicts", "scores", "states"))
-    judged = np.concatenate([scores.floats(part, "quality")[verdicts.kept(part)] for part in work.parts])
+    scores, states = work.columns["scores"], work.columns["states"]
+    judged = np.concatenate([scores.floats(part, "quality") for part in work.parts])  # NaN for rows that are duplicates
     pair = work.group.name
     learned = quality.evidence(work.settings, Path(states.groups[pair]).read_bytes()) if pair in states.groups else None
     work.write_value(
@@ -294,11 +298,6 @@ def apply_threshold(work: Work) -> None:
     work.write(part, {"verdict": verdict})
 
 
-def cutoffs_by_pair(cutoffs: Column) -> dict[str, float | None]:
-    """pair -> cut-off, for the manifest and for `corpusprep thresholds`."""
-    return {pair: cutoffs.value(pair)["cutoff"] for pair in cutoffs.groups}
-
-
 def write_index(
     run: Run, parts: Sequence[Part], verdicts: Column, scores: Column, cutoffs: Column, wanted: Column | None = None
 ) -> None:
@@ -320,7 +319,7 @@ def write_index(
     index = {
         "recipe": run.recipe.model_dump(mode="json"),
         "pairs": {group.name: [files(part) for part in group.parts] for group in by_pair(parts)},
-        "cutoffs": cutoffs_by_pair(cutoffs),
+        "cutoffs": {pair: value["cutoff"] for pair, value in cutoffs.values().items()},
     }
     path, text = run.out / INDEX, json.dumps(index)
     if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -143,7 +143,7 @@ def _read_shards(run: Run, todo: Sequence[Reading], evaluation: _Evaluation) -> 
         nonlocal reached
         # One reader keeps about ten workers busy; a shard has one, as a gzip file can be read from its beginning only.
         readers = [functools.partial(batches, reading) for reading in todo]
-        with contextlib.closing(read_ahead(readers, 1 + run.workers // 8)) as messages:
+        with contextlib.closing(read_ahead(readers, 1 + run.engine.workers // 8)) as messages:
             for message in messages:
                 if isinstance(message, _End):
                     reached += 1

@@ -11,7 +11,7 @@ from corpusprep.stages import balance
 from corpusprep.stages.balance import PairCount
 from corpusprep.stages.quality import QualitySettings
 from corpusprep.steps.balance import Counts, at_hand, choose_candidates, count, estimate
-from corpusprep.steps.quality import Wanted, apply_thresholds, find_cutoffs, learn, own_scores, score
+from corpusprep.steps.quality import Wanted, apply_thresholds, find_cutoffs, learn, own_scores, score, settle_scores
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
@@ -64,6 +64,7 @@ def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column) -> Sco
                 for pair, whole in available.items()
                 if not passed[pair].tokens and 0 < limits[pair] < whole.tokens
             ]
+            settle_scores(run, run.recipe.quality)
             return replace(found, counts=counts)
         for pair, missing in short.items():
             # Half of what would do if all rows passed, in the first round: nothing is known then of how many do.
@@ -74,7 +75,7 @@ def score_until_filled(run: Run, parts: Sequence[Part], verdicts: Column) -> Sco
         order = {"scores": prior} if prior.files else {}
         wanted = choose_candidates(run, "wanted", parts, estimates, order, limits, before[1] if before else None)
         scores = score(run, parts, verdicts, states, run.recipe.quality, wanted=Wanted(number, wanted, before))
-        cutoffs = find_cutoffs(run, parts, verdicts, scores, states)
+        cutoffs = find_cutoffs(run, parts, scores, states)
         accepted = apply_thresholds(run, parts, verdicts, scores, cutoffs)
         tokens = count(run, "tokens", settings, parts, accepted, {"wanted": wanted})
         found = Scored(scores, wanted, cutoffs, tokens, at_hand(run, parts, tokens))

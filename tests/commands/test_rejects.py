@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reading import read as read_source
 from reading import source as normal_source
@@ -180,6 +180,7 @@ def test_any_parquet(tmp_path: Path, places: list[tuple[int, int]]) -> None:
 @given(raw=BYTES)
 @pytest.mark.parametrize("format", ["tsv", "jsonl"])
 def test_whole_tables_have_the_rows_of_a_run(tmp_path: Path, format: str, raw: bytes) -> None:
+    assume(b"score" not in raw)  # which may be text in a whole table
     path = tmp_path / f"en-sw.{format}"
     path.write_bytes(raw)
     try:
@@ -187,9 +188,13 @@ def test_whole_tables_have_the_rows_of_a_run(tmp_path: Path, format: str, raw: b
     except InputError:
         return
     source = open_source(SourceSettings(format=format, path=str(path)), whole=True)  # type: ignore[arg-type]
-    found = [
-        row for shard in source.shards() for batch in source.read(shard, max_rows=4) for row in batch.table.to_pylist()
-    ]
+    try:
+        batches = [batch for shard in source.shards() for batch in source.read(shard, max_rows=4)]
+    except InputError as error:
+        if "twice" not in str(error):  # a header whose further names are not told apart
+            raise
+        return
+    found = [row for batch in batches for row in batch.table.to_pylist()]
     pairs = ("src", "tgt", "src_lang", "tgt_lang")
     strip = "\r" if format == "tsv" else ""  # of lines that end so
     assert [tuple(row[name].rstrip(strip) for name in pairs) for row in found] == [

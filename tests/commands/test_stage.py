@@ -170,7 +170,7 @@ def test_folders_globs_and_formats_by_option(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     write(folder / "a.tsv", table()[:2])
-    write(folder / "test.tsv.xz", table()[2:].with_columns(note=pl.lit("x")))
+    write(folder / "b.tsv.xz", table()[2:].with_columns(note=pl.lit("x")))
     for source, options in ((folder, {"read_as": "tsv"}), (folder / "*.tsv*", {"read_as": "tsv"})):
         run_stage("clean", source, tmp_path / "out.parquet", **options)
         assert read(tmp_path / "out.parquet").select("src", "tgt", "note").rows() == [
@@ -305,3 +305,74 @@ def test_no_bytes_make_a_stage_fall(tmp_path: Path, data: bytes, kind: str) -> N
     except CorpusprepError as error:
         if kind not in str(error):
             raise
+
+
+def test_evaluation_text_of_a_tree_is_left_out_and_said_so(tmp_path: Path) -> None:
+    folder = tmp_path / "supervised" / "de-en"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", ROWS[:2]), ("test", ROWS[3:])):
+        for side, code in enumerate(("en", "de")):
+            (folder / f"opus.de-en-{split}.{code}").write_text("".join(f"{row[side]}\n" for row in rows))
+    said: list[str] = []
+    run_stage("clean", tmp_path, tmp_path.parent / "out.jsonl", read_as="opus100", say=said.append)
+    assert read(tmp_path.parent / "out.jsonl")["src"].to_list() == [ROWS[0][0], ROWS[1][0]]
+    assert [line for line in said if "opus.de-en-test" in line and "are not read" in line]
+
+
+def test_a_folder_with_a_file_of_unknown_languages_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.en-de.jsonl").write_text('{"src": "One line here", "tgt": "Eine Zeile hier"}\n')
+    (folder / "b.jsonl").write_text('{"src": "One line here", "tgt": "Eine Zeile hier"}\n')
+    with pytest.raises(InputError, match=r"b\.jsonl: nothing tells its languages"):
+        run_stage("clean", folder, tmp_path / "out.jsonl", read_as="jsonl")
+    (folder / "b.jsonl").unlink()
+    (folder / "b.tsv").write_text("src\ttgt\tsrc_lang\nOne line here\tEine Zeile hier\ten\n")
+    with pytest.raises(InputError, match=r"b\.tsv: nothing tells its languages"):
+        run_stage("clean", folder, tmp_path / "out.jsonl", read_as="tsv")
+
+
+def test_rejects_of_several_files_name_theirs_and_outputs_are_no_input(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.en-de.tsv").write_text("One line here\tEine Zeile hier\nbroken\n")
+    run_stage("clean", folder, tmp_path / "out.jsonl", read_as="tsv", rejects=tmp_path / "lost.jsonl")
+    assert read(tmp_path / "lost.jsonl").select("shard", "row").rows() == [("a.en-de.tsv", 1), ("b.en-de.tsv", 1)]
+    with pytest.raises(SettingsError, match="is in the folder that is read"):
+        run_stage("clean", folder, folder / "out.tsv", read_as="tsv")
+
+
+def test_languages_that_are_given_must_be_those_of_the_file(tmp_path: Path) -> None:
+    row = "Eine Zeile hier\tOne line here\n"
+    (tmp_path / "x.de-en.tsv").write_text(row)
+    with pytest.raises(InputError, match="its sides are de and en, not en"):
+        run_stage("clean", tmp_path / "x.de-en.tsv", tmp_path / "out.jsonl", src_lang="en")
+    run_stage("clean", tmp_path / "x.de-en.tsv", tmp_path / "out.jsonl", src_lang="deu")
+    assert read(tmp_path / "out.jsonl").select("src_lang", "tgt_lang").rows() == [("de", "en")]
+    (tmp_path / "c.en").write_text("One line here\n")
+    (tmp_path / "c.de").write_text("Eine Zeile hier\n")
+    run_stage("clean", tmp_path / "c", tmp_path / "out.jsonl", read_as="moses", src_lang="de")
+    assert read(tmp_path / "out.jsonl").select("src", "src_lang", "tgt_lang").rows() == [
+        ("Eine Zeile hier", "de", "en")
+    ]
+    with pytest.raises(InputError, match="where fr is asked for"):
+        run_stage("clean", tmp_path / "c", tmp_path / "out.jsonl", read_as="moses", src_lang="fr")
+    (tmp_path / "t.jsonl").write_text('{"translation": {"de": "Eine Zeile hier", "en": "One line here"}}\n')
+    run_stage("clean", tmp_path / "t.jsonl", tmp_path / "out.jsonl", src_lang="en", tgt_lang="de")
+    assert read(tmp_path / "out.jsonl").select("src", "src_lang").rows() == [("One line here", "en")]
+
+
+def test_a_record_that_names_its_language_late_is_not_overwritten(tmp_path: Path) -> None:
+    plain = '{"src": "One line here", "tgt": "Eine Zeile hier"}\n'
+    late = '{"src": "One line here", "tgt": "Une ligne ici", "src_lang": "en", "tgt_lang": "fr"}\n'
+    (tmp_path / "x.jsonl").write_text(plain * 120 + late)
+    with pytest.raises(InputError, match=r"row 120: it names its language in 'src_lang'"):
+        run_stage("clean", tmp_path / "x.jsonl", tmp_path / "out.jsonl", src_lang="en", tgt_lang="de")
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet"])
+def test_a_score_that_is_text_is_a_column_like_others(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"in.{kind}", table().with_columns(score=pl.lit("good")))
+    run_stage("clean", path, tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl")["score"].to_list() == ["good"] * 3

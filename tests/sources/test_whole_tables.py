@@ -87,7 +87,7 @@ def test_a_translation_of_many_languages(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"translation": {"de": "eins", "en": "one", "fr": "un"}, "src_lang": "x"}\n')
     assert whole("jsonl", tmp_path / "x.jsonl").num_rows == 3
     (row,) = whole("jsonl", tmp_path / "x.jsonl", src_lang="fr", tgt_lang="de").to_pylist()
-    assert row == {"src": "eins", "tgt": "un", "src_lang": "de", "tgt_lang": "fr"}
+    assert row == {"src": "un", "tgt": "eins", "src_lang": "fr", "tgt_lang": "de"}
     (batch, *_) = batches("jsonl", tmp_path / "x.jsonl")
     assert "its column 'src_lang' is left out, as src_lang is read from 'translation'" in batch.problems[0]
 

@@ -191,3 +191,33 @@ def test_a_model_that_is_missing_shows_before_anything_is_read(bitext: Corpus, t
         run(recipe(bitext(), *settings("/no/model")), out)
     assert not (out / "parts" / "pass1").exists()
     run(recipe(bitext(folder=tmp_path / "again"), *settings("/no/model")), out, until="dedup")
+
+
+def test_rounds_count_and_end_the_same_after_an_interruption(
+    bitext: Corpus, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window whose scores are kept, but whose part is not written yet, must not count as scored elsewhere."""
+    from corpusprep import parts
+
+    data = bitext(rows=400, shards=2)
+    limits = ("quality.threshold=0.6", "balance.budget=6000", 'quality.until="budget"')
+    chosen = recipe(data, *settings(models["qe"], *limits))
+    run(chosen, tmp_path / "whole", workers=1)
+    write = parts.write_column
+    written = [0]
+
+    def stopping(output: str, *rest: Any) -> None:
+        written[0] += "/quality/" in output
+        if "/quality/" in output and written[0] in (2, 6):  # in the first round, and in one that follows
+            raise KeyboardInterrupt
+        write(output, *rest)
+
+    monkeypatch.setattr(parts, "write_column", stopping)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(chosen, tmp_path / "out", workers=1)
+    run(chosen, tmp_path / "out", workers=1)
+    assert scored(tmp_path / "out") == scored(tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    keys = [json.loads((tmp_path / name / "manifest.json").read_text())["key"] for name in ("out", "whole")]
+    assert keys[0] == keys[1]
