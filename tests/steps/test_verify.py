@@ -157,7 +157,7 @@ def test_parts_made_anew_are_verified_anew(bitext: Corpus, tmp_path: Path, monke
         flipped = pa.array(table["fingerprint"].to_numpy() ^ np.uint64(1))
         return table.set_column(table.schema.get_field_index("fingerprint"), "fingerprint", flipped)
 
-    monkeypatch.setattr("corpusprep.stages.dedup.fingerprint", wrong)
+    monkeypatch.setattr("corpusprep.stages.dedup.rows.fingerprint", wrong)
     with pytest.raises(RunError, match="dedup"):
         run(recipe(data), out, redo="clean")
 
