@@ -99,13 +99,13 @@ class ScoreStore:
         """Merges what was added into the partitions; left to another process where one is at it.
 
         Args:
-            but: names of parts; scores of their windows, `PART.KEY`, stay aside.
+            but: names of windows whose scores stay aside.
         """
         if not (self.folder / "incoming").is_dir():
             return
         with _locked(self.folder) as mine:
             found = sorted((self.folder / "incoming").glob("*.arrow")) if mine else []
-            incoming = [path for path in found if path.name.partition(_OF)[0].rpartition(".")[0] not in but]
+            incoming = [path for path in found if path.name.partition(_OF)[0] not in but]
             for start in range(0, len(incoming), _MERGED):
                 self._merge(incoming[start : start + _MERGED])
 

@@ -110,15 +110,16 @@ def score(
     model = _model(settings) if comet and settings.enabled else ""
     # The folder's name does not depend on the version of this program: a score that took a GPU to compute outlives an edit.
     kept = _kept_folder(run, model) if model else None
-
+    this = digest(run.recipe, model)
     if kept is not None:
-        # Merges what other runs left. Scores of this run's parts stay aside until it ends: if it is interrupted, it must find
-        # later what it would have found.
-        ScoreStore(kept).settle(but=frozenset(part.name for part in parts))
+        # Merges what other runs left. What this run left, in whichever round, stays aside until it ends: when it goes on after an
+        # interruption, it must find what it would have found.
+        ScoreStore(kept).settle(but=frozenset(_window(part, verdicts, this) for part in parts))
     scores = run.derive(
         kind, title, score_part, one_by_one(parts) if settings.enabled else [], _scoring(settings), of=of,
         depends=[model, quality.packages(settings), user_code([settings.scorer]) if ":" in settings.scorer else None],
-        hints={"kept": str(kept) if kept is not None else None, "model": model}, resources={"gpu": 1.0} if comet else None,
+        hints={"kept": str(kept) if kept is not None else None, "model": model, "run": this},
+        resources={"gpu": 1.0} if comet else None,
         rows=rows,
     )  # fmt: skip
     if kept is not None and wanted is None:
@@ -172,7 +173,8 @@ def _score_rows(rows: pa.Table, work: Work) -> tuple[F32, int]:
     if work.hints["kept"] is None:
         return scorer.score(rows), rows.num_rows
     store = _kept_scores(work.hints["kept"])
-    return _score_once(rows, scorer.score, store, work.settings, Path(work.outputs[0]).name)
+    window = _window(part, work.columns["verdicts"], work.hints["run"])
+    return _score_once(rows, scorer.score, store, work.settings, window)
 
 
 @functools.lru_cache(maxsize=2)
@@ -208,6 +210,12 @@ def _score_once(
     by_key[np.argsort(first, kind="stable")] = found
     scores[missing] = by_key[place.reshape(-1)]
     return scores, len(chosen)
+
+
+def _window(part: Part, verdicts: Column, run: str) -> str:
+    """The name under which the scores of a part's rows are kept: the same in all rounds of a run and when it goes on after an
+    interruption, another if the recipe, the model or the rows differ."""
+    return f"{part.name}.{digest(part.identity, verdicts.digest(part), run)}"
 
 
 def _model(settings: QualitySettings) -> str:

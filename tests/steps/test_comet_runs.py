@@ -171,6 +171,37 @@ def test_no_score_is_computed_twice_after_an_interruption(
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+def test_scores_of_an_interrupted_run_serve_another_recipe(
+    bitext: Corpus, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from corpusprep.stages.quality.comet import CometScorer
+
+    data, out = bitext(shards=4), tmp_path / "out"
+    whole = CometScorer.score
+    done: list[int] = []
+    stops = [3]
+
+    def score(self: Any, table: Any) -> Any:
+        if len(done) in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        done.append(table.num_rows)
+        return whole(self, table)
+
+    monkeypatch.setattr(CometScorer, "score", score)
+    first = settings(models["qe"], "quality.threshold=0.6", "balance.budget=6000")
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(data, *first), out, workers=1)
+    before = sum(done)
+    assert before > 0
+    run(recipe(data, *first, 'quality.until="budget"'), out, workers=1)
+    assert scored(out)["reused"] > 0
+    run(recipe(data, *first, "dedup.max_distance=0"), out, workers=1)
+    run(recipe(data, *settings(models["qe"], "dedup.max_distance=0")), tmp_path / "whole", workers=1)
+    every = scored(tmp_path / "whole")["computed"]
+    assert sum(done) == 2 * every  # one round for all recipes of the first folder, one for the second folder
+
+
 def test_rounds_score_until_the_budget_is_filled(bitext: Corpus, tmp_path: Path, models: Models) -> None:
     data = bitext(rows=600, shards=2)
     run(recipe(data, *settings(models["qe"])), tmp_path / "every", until="quality")

@@ -91,7 +91,7 @@ def test_windows_of_a_run_that_goes_on_stay_aside(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path)
     store.add(keys[:50], scores[:50], "mine.1")
     store.add(keys[50:], scores[50:], "other.1")
-    store.settle(but={"mine"})
+    store.settle(but={"mine.1"})
     assert store.lookup(keys)[1].tolist() == [False] * 50 + [True] * 50
     store.settle()
     assert store.lookup(keys)[1].all()
