@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -147,11 +147,17 @@ def add_up(work: Work) -> None:
     """Adds up the rows and tokens of a pair that may be selected."""
     rows = total = 0
     for part in work.parts:
-        counts = work.columns["tokens"].array(part, "tokens")
-        found = counts[work.columns["tokens"].kept(part)]
+        verdict, counts = _counted(work.columns["tokens"], part)
+        found = counts[verdict == 0]
         rows += int((found > 0).sum())
         total += int(found.sum(dtype=np.int64))
     work.write_value([rows, total])
+
+
+def _counted(tokens: Column, part: Part) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Verdicts and tokens of a part's rows, (rows,) each, read-only."""
+    table = tokens.read(part, "verdict", "tokens")
+    return table["verdict"].to_numpy(), table["tokens"].to_numpy()
 
 
 # --------------------------------------------------------------------------------------------------------------- choose
@@ -185,7 +191,7 @@ def choose_candidates(
 def mark_candidates(work: Work) -> None:
     """Writes `candidate` (Boolean): whether a selection up to the limit takes the row."""
     before = work.columns.get("before")
-    for part, eligible, copies in _select(work):
+    for part, _, eligible, copies in _select(work):
         marks = before.marked(part).copy() if before is not None else np.zeros(part.rows, np.bool_)
         marks[eligible] |= copies > 0
         work.write(part, {"candidate": marks})
@@ -208,8 +214,8 @@ def choose(
 
 def choose_rows(work: Work) -> None:
     """Selects the rows of a pair that fill its target; writes `verdict` (uint8) and `copies` (int32)."""
-    for part, eligible, copies in _select(work):
-        verdict = work.columns["tokens"].array(part, "verdict").copy()
+    for part, verdict, eligible, copies in _select(work):
+        verdict = verdict.copy()
         spread = np.zeros(part.rows, np.int32)
         spread[eligible] = copies
         verdict[(verdict == 0) & (spread == 0)] = code("balance.quota")
@@ -221,21 +227,27 @@ def ordering(settings: BalanceSettings, scores: Column) -> dict[str, Column]:
     return {"scores": scores} if settings.select == "score" and scores.files else {}
 
 
-def _select(work: Work) -> list[tuple[Part, npt.NDArray[np.bool_], npt.NDArray[np.int32]]]:
-    """Selects among a pair's rows that are kept so far and have tokens, up to the target that is the group's own; all of them
-    where there is none.
+class _Selected(NamedTuple):
+    """A part's verdicts so far, (rows,), which rows may be selected, (rows,), and how often each of these goes into the mix."""
 
-    Returns:
-        For each part the rows that may be selected, (rows,), and how often each of these goes into the mix.
-    """
+    part: Part
+    verdict: npt.NDArray[np.uint8]
+    eligible: npt.NDArray[np.bool_]
+    copies: npt.NDArray[np.int32]
+
+
+def _select(work: Work) -> list[_Selected]:
+    """Selects among a pair's rows that are kept so far and have tokens, up to the target that is the group's own; all of them
+    where there is none."""
     settings, seed = work.settings
     pair, target = work.group.name, work.own
     columns: dict[str, list[npt.NDArray[Any]]] = {"key": [], "tokens": [], "quality": []}
-    eligible = []
+    verdicts, eligible = [], []
     tokens, scores = work.columns["tokens"], work.columns.get("scores")
     for part in work.parts:
-        counts = tokens.array(part, "tokens")
-        mask = tokens.kept(part) & (counts > 0)
+        verdict, counts = _counted(tokens, part)
+        mask = (verdict == 0) & (counts > 0)
+        verdicts.append(verdict)
         eligible.append(mask)
         columns["key"].append(part.read("key")["key"].to_numpy()[mask])
         columns["tokens"].append(counts[mask])
@@ -256,4 +268,4 @@ def _select(work: Work) -> list[tuple[Part, npt.NDArray[np.bool_], npt.NDArray[n
         )
         copies = balance.select(rows, plan, settings, seed)
     apart = np.split(copies, np.cumsum([int(mask.sum()) for mask in eligible])[:-1])
-    return list(zip(work.parts, eligible, apart, strict=True))
+    return list(map(_Selected, work.parts, verdicts, eligible, apart))

@@ -218,6 +218,17 @@ class RenderTask:
     def name(self) -> str:
         return self.unit.name
 
+    @property
+    def rows(self) -> int:
+        return sum(self.unit.read.values())
+
+    def recall(self) -> Rendered | None:
+        """The result, if the unit is done and its files are there."""
+        found = _recall(self.done, Rendered)
+        if found is None or not all(ready(path) for path in (found.examples, found.rejects_path) if path is not None):
+            return None
+        return found
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -263,23 +274,7 @@ def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection)
         )
         for unit in decided.units
     ]  # fmt: skip
-    return _staged(
-        run,
-        "render",
-        "write examples and rejects",
-        render,
-        tasks,
-        _recall_rendered,
-        lambda t: sum(t.unit.read.values()),
-    )
-
-
-def _recall_rendered(task: RenderTask) -> Rendered | None:
-    """The result of a unit that is done, if its files are there."""
-    found = _recall(task.done, Rendered)
-    if found is None or not all(ready(path) for path in (found.examples, found.rejects_path) if path is not None):
-        return None
-    return found
+    return _staged(run, "render", "write examples and rejects", render, tasks)
 
 
 def render(task: RenderTask) -> Rendered:
@@ -411,6 +406,11 @@ class MixTask:
     output: str
     done: str
     recipe: Recipe
+    rows: int = 1
+
+    def recall(self) -> MixFile | None:
+        """The result, if the file is done and there."""
+        return _recall(self.done, MixFile) if ready(self.output) else None
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str
         MixTask(name, tuple(pieces[file]), str(staging / name), str(staging / "done" / f"{name}.json"), run.recipe)
         for file, name in names.items()
     ]
-    made = _staged(run, "mix", "shuffle the mix", gather, tasks, _recall_mix, lambda _: 1)
+    made = _staged(run, "mix", "shuffle the mix", gather, tasks)
     made.sort(key=lambda file: file.name)
     if not present:
         settings, path = run.recipe.instruct, staging / f"mix/train-00000-of-00001.{suffix}"
@@ -442,11 +442,6 @@ def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str
         instruct.write(instruct.instruct(nothing, settings, run.recipe.seed).kept, path, settings.container)
         made.insert(0, MixFile(f"mix/{path.name}", 0, {}))
     return made
-
-
-def _recall_mix(task: MixTask) -> MixFile | None:
-    """The result of a file that is done, if it is there."""
-    return _recall(task.done, MixFile) if ready(task.output) else None
 
 
 def gather(task: MixTask) -> MixFile:
@@ -472,22 +467,16 @@ def gather(task: MixTask) -> MixFile:
 # ---------------------------------------------------------------------------------- results of tasks that are done
 
 
-def _staged(
-    run: Run,
-    kind: str,
-    title: str,
-    function: Callable[[Any], T],
-    tasks: Sequence[Any],
-    recall: Callable[[Any], T | None],
-    rows: Callable[[Any], int],
-) -> list[T]:
-    """Results of tasks, in their order: of those that an interrupted run did, from their files."""
-    earlier = [recall(task) for task in tasks]
+def _staged(run: Run, kind: str, title: str, function: Callable[[Any], T], tasks: Sequence[Any]) -> list[T]:
+    """Results of tasks, in their order: of those that an interrupted run did, from their files.
+
+    Args:
+        tasks: with `name`, `rows` for the progress bar, and `recall`, which returns the result of an earlier run or None.
+    """
+    earlier = [task.recall() for task in tasks]
     todo = [task for task, result in zip(tasks, earlier, strict=True) if result is None]
     run.reuse(kind, len(tasks) - len(todo))
-    made = {
-        result.name: result for result in run.map(title, function, [(task, rows(task)) for task in todo], made=kind)
-    }
+    made = {result.name: result for result in run.map(title, function, [(task, task.rows) for task in todo], made=kind)}
     return [result or made[task.name] for task, result in zip(tasks, earlier, strict=True)]
 
 

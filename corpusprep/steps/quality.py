@@ -47,16 +47,17 @@ def learn_pair(work: Work) -> None:
     """Learns a pair's state from the rows of lowest key among those that are no duplicates."""
     settings, seed = work.settings
     verdicts = work.columns["verdicts"]
-    keys = [part.read("key")["key"].to_numpy()[verdicts.kept(part)] for part in work.parts]
-    every = np.concatenate(keys)
+    masks = [verdicts.kept(part) for part in work.parts]
+    every = np.concatenate(
+        [part.read("key")["key"].to_numpy()[mask] for part, mask in zip(work.parts, masks, strict=True)]
+    )
     limit = settings.sample
     bound = np.partition(every, limit - 1)[limit - 1] if every.size > limit else None
     tables = []
-    for part in work.parts:
+    for part, mask in zip(work.parts, masks, strict=True):
         table = part.read("src", "tgt", "src_lang", "tgt_lang", "key")
-        mask = verdicts.kept(part)
         if bound is not None:
-            mask &= table["key"].to_numpy() <= bound
+            mask = mask & (table["key"].to_numpy() <= bound)
         tables.append(table.filter(pa.array(mask)).drop_columns(["key"]))
     state = quality.prepare(pa.concat_tables(tables), settings, seed)
     with writing(work.outputs[0]) as scratch:

@@ -51,13 +51,14 @@ def verify(run: Run, units: Sequence[Unit]) -> None:
     limits = Limits(-(-recipe.verify // samples), _BYTES // samples)
     models = langid.model_files(recipe.langid) if recipe.langid.enabled else []
     sample = Group("sample", tuple(part for unit, _ in chosen for part in unit.parts))
+    rejects = {unit.name: str(unit.rejects) for unit, _ in chosen}
     changed = any(stage.after == "langid" for stage in recipe.stage)
     report = run.derive(
         "verify", "verify a sample", compare, [sample],
-        (limits, recipe.langid, recipe.dedup.without("against"), recipe.seed, changed),
+        ([(unit.name, pairs) for unit, pairs in chosen], limits, recipe.langid, recipe.dedup.without("against"), recipe.seed, changed),
         depends=[langid.reference(), dedup_rows.reference(), [file_digest(file) for file in models],
-                 [(unit.name, pairs, _state(unit)) for unit, pairs in chosen]],
-        hints={"units": chosen}, whole=True, rows=lambda _: recipe.verify,
+                 [_state(unit) for unit, _ in chosen]],
+        hints={"rejects": rejects}, whole=True, rows=lambda _: recipe.verify,
     )  # fmt: skip
     run.result.verified = report.value("sample")
 
@@ -86,19 +87,19 @@ def compare(work: Work) -> None:
     Raises:
         RunError: a value differs.
     """
-    limits, language, duplicates, seed, changed = work.settings
-    units: Sequence[tuple[Unit, tuple[str, ...]]] = work.hints["units"]
+    chosen, limits, language, duplicates, seed, changed = work.settings
+    paths = {part.name: part.path for part in work.parts}
     identified, fingerprinted = [], []
-    for unit, pairs in units:
-        rejects = _read(unit.rejects, [*_IDENTIFIED, "reason"])
+    for unit, pairs in chosen:
+        rejects = _read(work.hints["rejects"][unit], [*_IDENTIFIED, "reason"])
         judged: Any = pc.starts_with(rejects["reason"], "langid.")
         rejects = rejects.filter(judged)
         of = pair_column(rejects)
-        paths = {part.pair: part.path for part in unit.parts}
         for pair in pairs:
             lost = rejects.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED)
             columns = [*_IDENTIFIED, "fingerprint"]
-            kept = _read(paths[pair], columns) if pair in paths else _empty(columns)
+            part = f"{unit}.{pair}"
+            kept = _read(paths[part], columns) if part in paths else _empty(columns)
             # In proportion to what language identification kept and dropped, but some of both.
             share = kept.num_rows / max(1, kept.num_rows + lost.num_rows)
             kept = _lowest(kept, max(1, round(share * limits.rows)), limits.bytes, seed)
