@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from corpusprep.errors import InputError, SettingsError
-from corpusprep.sources.base import SourceSettings
+from corpusprep.sources.settings import SourceSettings
 from corpusprep.stage import Settings
 from corpusprep.stages.balance import BalanceSettings
 from corpusprep.stages.clean import CleanSettings

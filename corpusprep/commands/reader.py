@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,19 +25,11 @@ _SUFFIXES = {
 _TABLES = ("tsv", "jsonl", "parquet")
 _REJECTED = ("row", *PAIR_COLUMNS, "reason")
 _ONE_TYPE = "Give each field one type, or leave it out"
-_OPTIONS = (  # settings of a recipe, as remedies write them, and the options that do the same
-    (r'(set |give )?on_error = "keep"', "give --on-error keep"),
-    (r'(src|tgt)_lang = "(\w+)"(?=[, ]*(and|or\b|$))', r"--\1-lang \2"),
-    (r"columns = \{([^}]*)\}", lambda match: re.sub(r',? ?(\w+) = "(\w+)"', r" --column \1=\2", match[1]).strip()),
-    (r"Set columns\.(\w+)", r"Give --column \1=NAME"),
-    (r"Add (\w+) to columns", r"Give --column \1=NAME"),
-    (r"Set columns to", "Give --column"),
-)
 
 
 @contextlib.contextmanager
 def remedies_as_options(on_error: bool = True) -> Iterator[None]:
-    """Rewrites the remedies of InputErrors: sources name settings of a recipe, a command has options instead.
+    """Has InputErrors name options of a command, instead of settings of a recipe.
 
     Args:
         on_error: whether the command has an option `--on-error`.
@@ -46,10 +37,7 @@ def remedies_as_options(on_error: bool = True) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        remedy = error.remedy if on_error else re.sub(r', or set on_error = "keep".*', "", error.remedy)
-        for pattern, option in _OPTIONS:
-            remedy = re.sub(pattern, option, remedy)
-        raise InputError(error.file, error.problem, remedy, error.row) from None
+        raise error.for_command(on_error) from None
 
 
 class TableReader:

@@ -13,8 +13,8 @@ from corpusprep.sources.base import (
     RawBatch,
     Shard,
     Source,
-    SourceSettings,
 )
+from corpusprep.sources.settings import SourceSettings
 
 __all__ = [
     "MAX_BYTES",

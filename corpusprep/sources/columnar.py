@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpusprep.errors import InputError
+from corpusprep.errors import InputError, Wording
 from corpusprep.sources.base import (
     ENCODING,
     LANGUAGE,
@@ -18,7 +18,6 @@ from corpusprep.sources.base import (
     Extent,
     RawBatch,
     Shard,
-    SourceSettings,
     empty_batch,
     is_language,
     make_batch,
@@ -28,13 +27,15 @@ from corpusprep.sources.base import (
 from corpusprep.sources.files import open_binary, printable
 from corpusprep.sources.jsonl import translation_pairs
 from corpusprep.sources.lines import decode, gather, valid_utf8
+from corpusprep.sources.remedies import LANGUAGES, NAME_SIDES, OR_NAME_LANGUAGES, or_keep
+from corpusprep.sources.settings import SourceSettings
 from corpusprep.sources.whole import finite, shadowed, whole_batch
 from corpusprep.stage import PAIR_COLUMNS
 
 Told = Callable[[tuple[bool, bool], str], list[tuple[str, str] | None]]
 
 _PIECE = 8192
-_REPAIR = 'Fetch it again, or set on_error = "keep" to read what is sound'
+_REPAIR = ("Fetch it again", or_keep("to read what is sound"))
 
 
 class Layout(NamedTuple):
@@ -104,7 +105,7 @@ def languages_of(
             raise InputError(
                 file,
                 f"its column {struct!r} is {kind}, where a struct of two languages is wanted",
-                'Name the columns, as in columns = {src = "a", tgt = "b"}',
+                NAME_SIDES,
             )
         return [(pair, pair) for pair in pairs]
     layout(schema, settings, file, whole=whole is not None)
@@ -122,8 +123,7 @@ def languages_of(
         raise InputError(
             file,
             "nothing tells its languages",
-            'Give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the languages, as in '
-            'columns = {src_lang = "from", tgt_lang = "to"}',
+            ("Give ", LANGUAGES, *OR_NAME_LANGUAGES),
         )
     return [(languages, ())]
 
@@ -145,7 +145,8 @@ def layout(
     elif whole and "score" not in columns and not _is_number(schema.field(score).type):
         score = ""
     elif not _is_number(schema.field(score).type):
-        raise InputError(file, f"its column {score!r} is {schema.field(score).type}, not a number", "Set columns.score")
+        remedy = [Wording("Set columns.score", "Give --column score=NAME")]
+        raise InputError(file, f"its column {score!r} is {schema.field(score).type}, not a number", remedy)
     if shard is not None and shard.members:
         struct = columns.get("translation", "translation")
         if struct not in schema.names:
@@ -202,8 +203,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _no_column(schema: pa.Schema, name: str, file: str) -> InputError:
     there = ", ".join(repr(printable(each)) for each in schema.names[:20])
-    remedy = 'Name the columns, as in columns = {src = "a", tgt = "b"}'
-    return InputError(file, f"it has no column {name!r}; it has {there}", remedy)
+    return InputError(file, f"it has no column {name!r}; it has {there}", NAME_SIDES)
 
 
 def _bytes(column: pa.ChunkedArray[Any] | pa.Array[Any]) -> pa.ChunkedArray[Any]:

@@ -19,13 +19,13 @@ from corpusprep.sources.base import (
     Extent,
     RawBatch,
     Shard,
-    SourceSettings,
     empty_batch,
     make_batch,
     row_languages,
 )
 from corpusprep.sources.files import blocks, printable
 from corpusprep.sources.lines import Bytes, LineCutter, Lines, Spans, batches_of, check_text, decode, gather, head
+from corpusprep.sources.settings import SourceSettings
 from corpusprep.sources.whole import whole_batch
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

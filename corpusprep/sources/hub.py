@@ -10,20 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import (
-    MAX_BYTES,
-    MAX_ROWS,
-    Found,
-    RawBatch,
-    Shard,
-    Source,
-    label,
-    named_pair,
-    pair_name,
-    split_name,
-)
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, label, named_pair, pair_name
 from corpusprep.sources.columnar import flatten, languages_of, layout, read_tables
 from corpusprep.sources.files import find, identity, local, printable
+from corpusprep.sources.settings import split_name
 
 _PIECE = 4096
 

@@ -27,7 +27,6 @@ from corpusprep.sources.base import (
     RawBatch,
     Shard,
     Source,
-    SourceSettings,
     empty_batch,
     is_language,
     label,
@@ -35,12 +34,13 @@ from corpusprep.sources.base import (
     pair_in_path,
     pair_name,
     row_languages,
-    split_in_path,
 )
 from corpusprep.sources.delimited import numbers
 from corpusprep.sources.files import blocks, printable, unpacked_name
 from corpusprep.sources.lines import LineCutter, Lines, as_buffer, batches_of, check_text, decode, head
 from corpusprep.sources.record_tables import RecordTables
+from corpusprep.sources.remedies import LANGUAGES, OR_NAME_LANGUAGES
+from corpusprep.sources.settings import SourceSettings, split_in_path
 from corpusprep.sources.whole import finite, shadowed, whole_batch
 from corpusprep.stage import PAIR_COLUMNS
 
@@ -89,7 +89,7 @@ class JsonlSource(Source):
                 return [(None, ())]
             told = self._told(_named(settings, records), where)
             if not told and (single or not unpacked_name(name).endswith(".json")):
-                raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
+                raise InputError(printable(path), "nothing tells its languages", _NO_LANGUAGES)
             return [(pair, ()) for pair in told]
         if settings.src_lang is not None and settings.tgt_lang is not None:
             return [((settings.src_lang, settings.tgt_lang), ())]
@@ -101,7 +101,7 @@ class JsonlSource(Source):
         if languages is None:
             if not single and unpacked_name(name).endswith(".json"):
                 return []  # such files stand beside data sets too
-            raise InputError(printable(path), "nothing tells its languages", NO_LANGUAGES)
+            raise InputError(printable(path), "nothing tells its languages", _NO_LANGUAGES)
         return [(languages, ())]
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
@@ -132,10 +132,7 @@ class JsonlSource(Source):
         return empty_batch(shard, problems)
 
 
-NO_LANGUAGES = (
-    'Name the file as in en-sw.jsonl, give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the '
-    'languages, as in columns = {src_lang = "from", tgt_lang = "to"}'
-)
+_NO_LANGUAGES = ("Name the file as in en-sw.jsonl, give ", LANGUAGES, *OR_NAME_LANGUAGES)
 
 
 def _sample(path: str) -> list[dict[str, Any]]:

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 
 from corpusprep.codes import canonical
 from corpusprep.errors import InputError
-from corpusprep.sources.base import Found, is_language, named_pair, pair_name, split_in_path
+from corpusprep.sources.base import Found, is_language, named_pair, pair_name
 from corpusprep.sources.files import Tree, find, find_prefix, printable, unpacked_name
+from corpusprep.sources.remedies import or_keep
+from corpusprep.sources.settings import split_in_path
 from corpusprep.sources.sides import LinePairSource, one_sided
 from corpusprep.sources.zips import open_zip, unsafe_member
 
@@ -67,7 +69,7 @@ class MosesSource(LinePairSource):
                     continue
                 shown = printable(info.orig_filename)
                 problem = f"its member {shown!r} {fault}"
-                remedy = 'Do not trust it; set on_error = "keep" to read its other members'
+                remedy = ("Do not trust it", or_keep("to read its other members", "; "))
                 raise_or_note(InputError(printable(path), problem, remedy), self.settings.on_error, lost)
             stems = _stems(member for member in members if not _beside(member))
             pairs = [(stem, pair) for stem, sides in stems.items() for pair in _pairs_of(stem, sides)]

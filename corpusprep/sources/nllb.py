@@ -11,6 +11,7 @@ from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard,
 from corpusprep.sources.delimited import Columns, cut, numbers, read_delimited
 from corpusprep.sources.files import find, printable
 from corpusprep.sources.lines import Lines
+from corpusprep.sources.remedies import LANGUAGES
 
 _SUFFIXES = frozenset(["gz", "tsv", "txt", "bitextf", "bitext", "bz2", "xz"])
 
@@ -35,7 +36,7 @@ class NllbSource(Source):
                 raise InputError(
                     printable(self.settings.path),
                     "its name does not tell its languages",
-                    'Name it as in eng_Latn-swh_Latn.gz, or give src_lang = "en" and tgt_lang = "sw"',
+                    ("Name it as in eng_Latn-swh_Latn.gz, or give ", LANGUAGES),
                 )
             if languages and (tree.single or not suffixes or _SUFFIXES.intersection(suffixes)):
                 found.append(Found(name, (tree.path(name),), languages, self.settings.splits[0]))

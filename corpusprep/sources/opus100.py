@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, is_language, named_pair, split_name
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, is_language, named_pair
 from corpusprep.sources.columnar import read_parquet
 from corpusprep.sources.files import Tree, find, printable, unpacked_name
+from corpusprep.sources.settings import split_name
 from corpusprep.sources.sides import LinePairSource, one_sided
 
 _PARQUET = re.compile(r"^(train|validation|dev|test)(?:-\d+-of-\d+)?\.parquet$")

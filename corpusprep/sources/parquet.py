@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, pair_name, split_in_path
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, pair_name
 from corpusprep.sources.columnar import languages_of, open_parquet, read_parquet
 from corpusprep.sources.files import open_binary, printable
+from corpusprep.sources.settings import split_in_path
 
 
 class ParquetSource(Source):

@@ -12,6 +12,8 @@ from corpusprep.sources import base
 from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, RawBatch, Shard, Source
 from corpusprep.sources.files import Tree, blocks, printable
 from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather
+from corpusprep.sources.remedies import or_keep
+from corpusprep.sources.settings import SourceSettings
 from corpusprep.sources.zips import zip_blocks
 
 
@@ -73,7 +75,7 @@ class LinePairSource(Source):
             raise InputError(
                 names[longer],
                 f"it has {total} lines and its other side, {names[1 - longer]}, has {rows}",
-                'Fetch both again, or set on_error = "keep" to read the lines that both have',
+                ("Fetch both again", or_keep("to read the lines that both have")),
                 rows,
             )
         limit = self._extent(shard, max_rows, max_bytes).limit
@@ -131,7 +133,7 @@ def _pair_up(shard: Shard, sides: list[Lines], problems: list[str]) -> RawBatch:
 
 
 def one_sided(
-    settings: base.SourceSettings,
+    settings: SourceSettings,
     tree: Tree,
     stem: str,
     languages: tuple[str, str] | None,
@@ -147,7 +149,7 @@ def one_sided(
     error = InputError(
         names,
         f"the other side of the line pair {printable(posixpath.basename(stem))} is missing",
-        'Fetch it, or set on_error = "keep" to go on without the pair',
+        ("Fetch it", or_keep("to go on without the pair")),
     )
     if settings.on_error == "stop" and split in settings.splits:
         wanted = settings.wanted()

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from corpusprep.errors import InputError
 from corpusprep.sources import jsonl
-from corpusprep.sources.base import is_language, split_in_path
+from corpusprep.sources.base import is_language
 from corpusprep.sources.columnar import PARQUET_ERRORS, is_text, open_parquet
 from corpusprep.sources.delimited import cut
 from corpusprep.sources.files import blocks, find, missing, open_binary, printable, unpacked_name
 from corpusprep.sources.lines import LineCutter, Lines, all_valid, gather, head, valid_utf8
+from corpusprep.sources.settings import split_in_path
 
 Text: TypeAlias = "pa.Array[Any] | tuple[pa.Array[Any], pa.Array[Any]]"
 

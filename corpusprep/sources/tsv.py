@@ -7,23 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from corpusprep.errors import InputError
-from corpusprep.sources.base import (
-    MAX_BYTES,
-    MAX_ROWS,
-    Field_,
-    Found,
-    RawBatch,
-    Shard,
-    Source,
-    SourceSettings,
-    is_language,
-    pair_in_path,
-    split_in_path,
-)
+from corpusprep.errors import InputError, Wording
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, is_language, pair_in_path
 from corpusprep.sources.delimited import Columns, cut, read_delimited, typed
 from corpusprep.sources.files import printable, read_head, unpacked_name
 from corpusprep.sources.lines import Lines, check_text, decode
+from corpusprep.sources.remedies import LANGUAGES, OR_NAME_LANGUAGES
+from corpusprep.sources.settings import Field_, SourceSettings, split_in_path
 from corpusprep.sources.whole import shadowed
 
 _HEAD = 64 << 10
@@ -80,8 +70,7 @@ class TsvSource(Source):
             raise InputError(
                 printable(path),
                 "nothing tells its languages",
-                'Name it as in en-sw.tsv, give src_lang = "en" and tgt_lang = "sw", or name the columns that hold the '
-                'languages, as in columns = {src_lang = "from", tgt_lang = "to"}',
+                ("Name it as in en-sw.tsv, give ", LANGUAGES, *OR_NAME_LANGUAGES),
             )
         return found
 
@@ -151,7 +140,10 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
                 raise InputError(
                     file,
                     f"its first line names no column {name!r}; it names {', '.join(map(repr, names[:20]))}",
-                    "Set columns to names that are in the first line, or to numbers from 0 if it is no header",
+                    (
+                        Wording("Set columns to", "Give --column"),
+                        " names that are in the first line, or to numbers from 0 if it is no header",
+                    ),
                     0,
                 )
             places[field] = names.index(name)
@@ -159,7 +151,8 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
         places["src"], places["tgt"] = 0, 1
     for field in ("src", "tgt"):
         if field not in places:
-            raise InputError(file, f"which column is {field} is not said", f"Add {field} to columns", 0)
+            remedy = [Wording(f"Add {field} to columns", f"Give --column {field}=NAME")]
+            raise InputError(file, f"which column is {field} is not said", remedy, 0)
     languages = None
     if shard.pair is None:
         if not header and not _CODES & places.keys() and _names_languages(names):

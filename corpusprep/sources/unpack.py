@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from corpusprep.errors import InputError
+from corpusprep.sources.remedies import or_keep
 
 Fetch = Callable[[int], bytes]
 
@@ -69,7 +70,7 @@ def unpack(data: bytes, fetch: Fetch, name: str, kind: str) -> Iterator[bytes]:
         if not data.startswith(magic):
             if members:
                 problem = f"bytes that are not {kind} follow its end"
-                raise InputError(name, problem, 'Remove them, or set on_error = "keep" to read what comes before', 0)
+                raise InputError(name, problem, ("Remove them", or_keep("to read what comes before")), 0)
             remedy = "Rename it without the suffix if it is plain text, or fetch it again"
             raise InputError(name, f"it is not {kind}, though its name says so", remedy)
         data = yield from inflate(make(), data, fetch, name, kind)
@@ -92,7 +93,7 @@ def inflate(unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str) -> G
         try:
             block = unpacker.decompress(data, BLOCK)
         except Exception as error:  # IsalError and zlib's are Exceptions, the others OSErrors or ValueErrors
-            remedy = 'Fetch it again, or set on_error = "keep" to read what comes before'
+            remedy = ("Fetch it again", or_keep("to read what comes before"))
             raise InputError(name, f"its {kind} data is damaged ({error})", remedy, 0) from None
         data = b""
         if block:
@@ -100,7 +101,7 @@ def inflate(unpacker: Any, data: bytes, fetch: Fetch, name: str, kind: str) -> G
         if unpacker.needs_input and not unpacker.eof:
             data = fetch(INPUT)
             if not data:
-                remedy = 'Fetch it again, or set on_error = "keep" to read what is there'
+                remedy = ("Fetch it again", or_keep("to read what is there"))
                 raise InputError(name, f"its {kind} data breaks off before its end", remedy, 0)
     unused: bytes = unpacker.unused_data
     return unused

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpusprep.sources.base import RawBatch, Shard, SourceSettings, rejected_rows
+from corpusprep.sources.base import RawBatch, Shard, rejected_rows
+from corpusprep.sources.settings import SourceSettings
 from corpusprep.stage import PAIR_COLUMNS
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from corpusprep.errors import InputError
 from corpusprep.sources.files import open_binary, printable, reader
+from corpusprep.sources.remedies import or_keep
 from corpusprep.sources.unpack import BLOCK, EDGE, INPUT, Fetch, inflate, salvage_deflate
 
 # zipfile raises RuntimeError for encryption, NotImplementedError (a RuntimeError) for rare methods, and struct.error,
@@ -54,7 +55,7 @@ def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[byt
         InputError: as `blocks`.
     """
     name = f"{printable(path)}, member {printable(member)}"
-    again = 'Fetch the zip again, or set on_error = "keep" to read what comes before'
+    again = ("Fetch the zip again", or_keep("to read what comes before"))
     with open_zip(path) as archive:
         stream = archive.fp
         try:

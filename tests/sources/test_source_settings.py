@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from corpusprep.sources import SourceSettings
-from corpusprep.sources.base import label, named_pair, pair_in_path, split_in_path
+from corpusprep.sources.base import label, named_pair, pair_in_path
+from corpusprep.sources.settings import split_in_path
 
 
 @pytest.mark.parametrize(
