@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,14 +36,21 @@ def _read() -> None:
     from corpusprep.sources import SourceSettings, open_source
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = _table().select(["src", "tgt"]).to_pylist()
-        (Path(folder) / "a.en-de.tsv").write_text("".join(f"{r['src']}\t{r['tgt']}\n" for r in rows), encoding="utf-8")
-        (Path(folder) / "b.en").write_text("".join(r["src"] + "\n" for r in rows), encoding="utf-8")
-        (Path(folder) / "b.de").write_text("".join(r["tgt"] + "\n" for r in rows), encoding="utf-8")
-        for kind, path in (("tsv", f"{folder}/a.en-de.tsv"), ("moses", f"{folder}/b")):
-            source = open_source(SourceSettings.model_validate({"format": kind, "path": path}))
-            for shard in source.shards():
-                list(source.read(shard))
+        rows = _table().select(["src", "tgt", "row"]).to_pylist()
+        written: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+            "a.en-de.tsv": ("src\ttgt\trow\n", lambda row: f"{row['src']}\t{row['tgt']}\t{row['row']}"),
+            "b.en": ("", lambda row: row["src"]),
+            "b.de": ("", lambda row: row["tgt"]),
+            "c.en-de.jsonl": ("", json.dumps),
+        }
+        for name, (head, line) in written.items():
+            (Path(folder) / name).write_text(head + "".join(line(row) + "\n" for row in rows), encoding="utf-8")
+        for kind, path in (("tsv", "a.en-de.tsv"), ("moses", "b"), ("jsonl", "c.en-de.jsonl")):
+            settings = SourceSettings.model_validate({"format": kind, "path": f"{folder}/{path}"})
+            for whole in (False, True):
+                source = open_source(settings, whole=whole)
+                for shard in source.shards():
+                    list(source.read(shard))
 
 
 def _clean() -> None:
