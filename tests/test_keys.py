@@ -22,7 +22,7 @@ from corpusprep.steps import balance, dedup, finish, quality, read, verify
 
 Corpus = Callable[..., Path]
 TASKS: list[Callable[..., Any]] = [
-    read.run_batch, verify.compare, dedup.decide,
+    read.run_batch, verify.compare, dedup.mark_duplicates,
     quality.learn_pair, quality.score_part, quality.find_cutoff, quality.apply_threshold, quality.copy_score,
     balance.count_part, balance.add_up, balance.mark_candidates, balance.choose_rows,
     finish.summarise, finish.render, finish.gather,
@@ -114,7 +114,7 @@ def test_a_changed_line_in_a_module_changes_the_keys_of_those_that_import_it_and
 
 
 def test_steps_follow_what_they_run_and_not_what_they_do_not() -> None:
-    decide = imported_modules(dedup.decide.__module__)
+    decide = imported_modules(dedup.mark_duplicates.__module__)
     assert {
         f"corpusprep.{name}" for name in ("kernels", "arrow", "parts", "stages.dedup.search", "steps.dedup")
     } <= set(decide)

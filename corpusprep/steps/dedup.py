@@ -28,10 +28,10 @@ def find_duplicates(run: Run, parts: Sequence[Part]) -> Column:
     groups = by_pair(parts)
     if settings.scope == "all" and parts:
         groups = [Group("all", tuple(sorted(parts, key=lambda part: (part.rank, part.pair))))]
-    return run.derive("dedup", "find duplicates", decide, groups, settings)
+    return run.derive("dedup", "find duplicates", mark_duplicates, groups, settings)
 
 
-def decide(work: Work) -> None:
+def mark_duplicates(work: Work) -> None:
     """Decides which rows of a group are duplicates; writes `verdict` (uint8), aligned to each part."""
     settings: dedup.DedupSettings = work.settings
     if not settings.enabled:

@@ -12,7 +12,7 @@ VERDICTS = (
     "balance.quota",
     "quality.not_needed",
 )
-"""Reasons by code; 0 keeps the row. A new reason, `STAGE.RULE`, goes at the end, so that the others keep their codes."""
+"""Reasons by code; 0 keeps the row, 1 and 2 are the stage dedup's own verdicts. A new reason, `STAGE.RULE`, goes at the end, so that the others keep their codes."""
 
 DUPLICATES = ("dedup.exact", "dedup.near")
 """Reasons of rows that are dropped for another row, which `dedup.clusters` names."""
