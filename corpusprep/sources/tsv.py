@@ -183,7 +183,8 @@ def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str, sc
         InputError: the file lacks a column that is asked for, or its header names one twice.
     """
     there = _names(decode(first.data, first.starts[0], first.ends[0])) if columns.header else []
-    there += [f"column_{place}" for place in range(len(there), columns.width)]
+    there += [""] * (columns.width - len(there))
+    there = [name or f"column_{place}" for place, name in enumerate(there)]
     at_head = np.arange(first.starts.size)[int(columns.header) :]
     table = cut(first, columns.width)
     verdict = np.zeros(first.starts.size, np.int8)

@@ -217,6 +217,17 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, name: str, conte
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_columns_without_a_name_get_one(tmp_path: Path) -> None:
+    """A header with tabs at its end, as spreadsheets write it."""
+    (tmp_path / "en-de.tsv").write_text(
+        "src\ttgt\t\t\nThe bridge is old.\tDie Brücke ist alt.\tx\t\n", encoding="utf-8"
+    )
+    run_stage("clean", tmp_path / "en-de.tsv", tmp_path / "out.tsv")
+    row = ("The bridge is old.", "Die Brücke ist alt.", "x", "", "en", "de")
+    assert read(tmp_path / "out.tsv").fill_null("").rows() == [row]
+    assert read(tmp_path / "out.tsv").columns == ["src", "tgt", "column_2", "column_3", "src_lang", "tgt_lang"]
+
+
 @pytest.mark.parametrize("name", list(STAGES))
 @pytest.mark.parametrize("source", ["in.tsv", "in.jsonl", "header.tsv", "none.parquet", "none.tsv.gz"])
 def test_nothing_gives_nothing_and_says_so(tmp_path: Path, name: str, source: str) -> None:
