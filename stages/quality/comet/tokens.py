@@ -109,6 +109,15 @@ def _wrap(ids: I32, offsets: I64, begin: int, end: int) -> tuple[I32, I64]:
 
 
 @kernel
+def _append(out: I32, at: int, ids: I32, pad: int) -> int:
+    for k in range(ids.size):
+        if ids[k] != pad:
+            out[at] = ids[k]
+            at += 1
+    return at
+
+
+@kernel
 def _join(
     left: I32, left_offsets: I64, right: I32, right_offsets: I64, begin: int, end: int, pad: int, limit: int
 ) -> tuple[I32, I64]:
@@ -121,17 +130,11 @@ def _join(
         start = at
         out[at] = begin
         at += 1
-        for k in range(left_offsets[row], left_offsets[row + 1]):
-            if left[k] != pad:
-                out[at] = left[k]
-                at += 1
+        at = _append(out, at, left[left_offsets[row] : left_offsets[row + 1]], pad)
         out[at] = end
         out[at + 1] = end
         at += 2
-        for k in range(right_offsets[row], right_offsets[row + 1]):
-            if right[k] != pad:
-                out[at] = right[k]
-                at += 1
+        at = _append(out, at, right[right_offsets[row] : right_offsets[row + 1]], pad)
         out[at] = end
         at = min(at + 1, start + limit)
         ends[row + 1] = at
