@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import stepping
 
-from corpusprep import RunError, RunResult, load_recipe
+from corpusprep import RunError, load_recipe
 from corpusprep.derive import Run
 from corpusprep.engines import Call, Engine
 from corpusprep.parts import Column, Group, Part, Work, by_pair, one_by_one, write_column
-from corpusprep.report.accounts import Accounts
 from corpusprep.report.progress import Progress
-from corpusprep.store import Store, write_table
+from corpusprep.store import write_table
 
 
 def twice(work: Work) -> None:
@@ -67,11 +67,7 @@ class Told(Progress):
 
 
 def begin(folder: Path, workers: int = 1) -> Run:
-    """A run in a folder, as a process that starts anew has it."""
-    recipe = load_recipe(None, sources=["tsv=x.tsv"])
-    store = Store(folder / "parts")
-    store.begin()
-    return Run(recipe, folder, store, Inline(workers), Told(), RunResult(Accounts([])))
+    return stepping.begin(load_recipe(None, sources=["tsv=x.tsv"]), folder, Inline(workers), Told())
 
 
 @pytest.fixture
