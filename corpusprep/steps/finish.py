@@ -82,6 +82,7 @@ def finish(run: Run, decided: Decided) -> RunResult:
         manifest = _make_output(run, key, staging, decided, selection)
     else:
         run.reuse("output", 1)
+        manifest = _with_recipe(run, manifest)
     result.accounts.dropped.clear()
     for stage, pair, reason, count in manifest["counts"]["dropped"]:
         result.accounts.dropped[stage, pair, reason] = count
@@ -92,8 +93,8 @@ def finish(run: Run, decided: Decided) -> RunResult:
 
 
 def _output_key(run: Run, decided: Decided) -> str:
-    """A digest of all that mix, rejects and manifest depend on."""
-    recipe = run.recipe
+    """A digest of all that mix and rejects depend on."""
+    recipe = run.recipe.without("train")
     columns = [
         decided.outcome,
         decided.tokens,
@@ -145,10 +146,24 @@ def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection:
     for name in ("mix", "rejects"):
         remove(run.out / name)
         os.replace(staging / name, run.out / name)
+    _write_manifest(run, manifest)
+    return manifest
+
+
+def _with_recipe(run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an earlier run, brought up to date where `[train]` has changed, which the output does not depend on."""
+    recipe = run.recipe.model_dump(mode="json")
+    if manifest["recipe"] == recipe:
+        return manifest
+    manifest = manifest | {"recipe": recipe}
+    _write_manifest(run, manifest)
+    return manifest
+
+
+def _write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
     scratch = run.store.scratch()
     scratch.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(scratch, run.out / "manifest.json")
-    return manifest
 
 
 # -------------------------------------------------------------------------------------------------------- what is taken

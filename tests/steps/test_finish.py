@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from runs import digests, mix, recipe, rejects
+from runs import digests, mix, recipe, redone, rejects
 
 from corpusprep import RunError, load_recipe, run
 from corpusprep.stages.instruct import invert
@@ -160,3 +160,14 @@ def test_the_card_says_what_the_mix_holds(bitext: Corpus, tmp_path: Path) -> Non
     assert "trial" in card
     assert f"{manifest['mix']['examples'] - manifest['mix']['validation']:,}" in card
     assert "validation" in card
+
+
+def test_settings_of_the_training_do_not_write_the_mix_again(bitext: Corpus, tmp_path: Path) -> None:
+    data, out = bitext(rows=60), tmp_path / "out"
+    for override in ([], ["train.model=some/model"], ["train.model=other/model"]):
+        result = run(recipe(data, *override), out)
+        made = redone(result)
+        assert made if not override else not made
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest == result.manifest
+        assert manifest["recipe"] == recipe(data, *override).model_dump(mode="json")
