@@ -354,12 +354,15 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 
 
 @cli.command("settings")
-@click.argument("stage", required=False, type=click.Choice(["source", *STAGES, "stage", "rejects", "train"]))
-def settings_command(stage: str | None) -> None:
-    """Print the settings of STAGE, or of all stages, with their defaults and meanings."""
+@click.argument("table", required=False)
+def settings_command(table: str | None) -> None:
+    """Print the settings of a TABLE of the recipe, or of all, with their defaults and meanings.
+
+    TABLE is a stage, or one of source, stage (a stage of your own), rejects and train.
+    """
     from corpusprep.commands.settings import describe_settings
 
-    click.echo(describe_settings(stage))
+    click.echo(describe_settings(table))
 
 
 @cli.command("compile")

@@ -96,14 +96,14 @@ def run(
         if engine is None:
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
-        result = RunResult(Accounts(_accounted(recipe)))
+        result = RunResult(Accounts(accounted(recipe)))
         context = Run(recipe, out, store, engine, progress or Progress(), result)
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result
 
 
-def _accounted(recipe: Recipe) -> list[str]:
+def accounted(recipe: Recipe) -> list[str]:
     """The stages that drop rows, in the order of the tables: reading, the built-in stages, and the user's after `langid`."""
     users = [stage.function.rpartition(":")[2] for stage in recipe.stage]
     return list(dict.fromkeys(["read", "clean", "langid", *users, *STAGES[2:]]))
@@ -166,28 +166,29 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
     parts = [part for unit in units for part in unit.parts]
     if ends("langid"):
         return
-    duplicates = find_duplicates(run, parts)
+    # From here on, a step that drops rows takes the verdicts so far and returns those that hold for the steps below it.
+    verdicts = duplicates = find_duplicates(run, parts)
     if ends("dedup"):
-        _count_verdicts(run, parts, duplicates)
+        _count_verdicts(run, parts, verdicts)
         return
     settings = run.recipe.quality
     if settings.enabled and settings.until == "budget":
-        found = score_until_filled(run, parts, duplicates)
+        found = score_until_filled(run, parts, verdicts)
         scores, cutoffs, tokens, at_hand = found.scores, found.cutoffs, found.tokens, found.counts
-        write_index(run, parts, duplicates, scores, cutoffs, found.wanted)
+        write_index(run, parts, verdicts, scores, cutoffs, found.wanted)
         if ends("quality"):
-            _count_verdicts(run, parts, tokens, ("dedup", "quality"))
+            _count_verdicts(run, parts, tokens, but=("instruct",))
             return
     else:
-        states = learn(run, parts, duplicates, settings)
-        scores = score(run, parts, duplicates, states, settings)
+        states = learn(run, parts, verdicts, settings)
+        scores = score(run, parts, verdicts, states, settings)
         cutoffs = find_cutoffs(run, parts, scores, states)
-        passed = apply_thresholds(run, parts, duplicates, scores, cutoffs)
-        write_index(run, parts, duplicates, scores, cutoffs)
+        write_index(run, parts, verdicts, scores, cutoffs)
+        verdicts = apply_thresholds(run, parts, verdicts, scores, cutoffs)
         if ends("quality"):
-            _count_verdicts(run, parts, passed)
+            _count_verdicts(run, parts, verdicts)
             return
-        tokens, at_hand = count_tokens(run, parts, passed, scores)
+        tokens, at_hand = count_tokens(run, parts, verdicts, scores)
     plan, outcome = choose(run, parts, tokens, at_hand, scores)
     if ends("balance"):
         _count_verdicts(run, parts, outcome)
@@ -195,14 +196,14 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
     finish(run, Decided(sources, units, duplicates, tokens, scores, cutoffs, outcome, plan))
 
 
-def _count_verdicts(run: Run, parts: Sequence[Part], verdicts: Column, stages: Sequence[str] = STAGES) -> None:
-    """Adds the rows that a column of verdicts drops at some stages to the accounts."""
+def _count_verdicts(run: Run, parts: Sequence[Part], verdicts: Column, but: Sequence[str] = ()) -> None:
+    """Adds the rows that a column of verdicts drops to the accounts, but for those of the stages in `but`."""
     for part in parts:
         values, counts = np.unique(verdicts.array(part, "verdict"), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             reason = VERDICTS[value]
             stage = reason.partition(".")[0]
-            if value and stage in stages:
+            if value and stage not in but:
                 run.result.accounts.add({}, [(stage, part.pair, reason, count)])
 
 
@@ -220,7 +221,7 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
         rows: number of rows to read from the beginning of each shard.
     """
     opened = open_sources(recipe)
-    accounts = Accounts(_accounted(recipe)[: -len(STAGES[3:])])
+    accounts = Accounts(accounted(recipe)[: -len(STAGES[3:])])
     lines = []
     texts_identity(recipe.dedup.against)
     if recipe.balance.tokenizer is not None:

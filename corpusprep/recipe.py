@@ -58,14 +58,14 @@ class Recipe(Settings):
     `simhash` package. A value that differs stops the run. 0 turns the check off."""
     source: tuple[SourceSettings, ...] = Field(min_length=1)
     """The `[[source]]` tables. Of equally good duplicates, the row of the first source is kept."""
-    stage: tuple[UserStage, ...] = ()
-    rejects: RejectsSettings = RejectsSettings()
     clean: CleanSettings = CleanSettings()
     langid: LangidSettings = LangidSettings()
     dedup: DedupSettings = DedupSettings()
     quality: QualitySettings = QualitySettings()
     balance: BalanceSettings = BalanceSettings()
     instruct: InstructSettings = InstructSettings()
+    stage: tuple[UserStage, ...] = ()
+    rejects: RejectsSettings = RejectsSettings()
     train: TrainSettings | None = None
     """Settings of `corpusprep train`. They do not change the mix."""
 

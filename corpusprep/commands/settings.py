@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
+from collections.abc import Container
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from corpusprep.commands.stage import STAGES
-from corpusprep.recipe import RejectsSettings, UserStage
-from corpusprep.sources import SourceSettings
-from corpusprep.training.settings import TrainSettings
+from corpusprep.errors import SettingsError
+from corpusprep.recipe import Recipe
 
 
-def describe_settings(stage: str | None) -> str:
-    """The settings of a stage, of `source`, or of all: name, default, meaning.
+def describe_settings(table: str | None) -> str:
+    """The settings of a table of a recipe, or of all tables: name, default, meaning.
 
     Args:
-        stage: a stage, `source`, `stage`, `rejects` or `train`; None for all of them.
+        table: the name of a table of the recipe: a stage, `source`, `stage`, `rejects` or `train`; None for all that a recipe
+            may say.
+
+    Raises:
+        SettingsError: a recipe has no such table.
     """
-    models: dict[str, type[BaseModel]] = {
-        "source": SourceSettings,
-        **{name: model for name, (model, _) in STAGES.items()},
-        "stage": UserStage,
-        "rejects": RejectsSettings,
-        "train": TrainSettings,
+    tables = {name: _nested(field.annotation) for name, field in Recipe.model_fields.items()}
+    described = {
+        name: _describe(f"[[{name}]]" if _is_list(name) else f"[{name}]", models[0])
+        for name, models in tables.items()
+        if models
     }
-    chosen = models if stage is None else {stage: models[stage]}
-    return "\n\n".join(
-        _describe(f"[[{name}]]" if name in ("source", "stage") else f"[{name}]", model)
-        for name, model in chosen.items()
-    )
+    if table is None:
+        alone = {name for name, models in tables.items() if not models}
+        return "\n\n".join([_describe("At the top of a recipe", Recipe, alone), *described.values()])
+    if table not in described:
+        raise SettingsError(f"{table} is not a table of a recipe. Write one of {', '.join(described)}.")
+    return described[table]
 
 
-def _describe(title: str, model: type[BaseModel], depth: int = 0) -> str:
+def _is_list(table: str) -> bool:
+    """Whether a recipe may have several of these tables."""
+    return get_origin(Recipe.model_fields[table].annotation) is tuple
+
+
+def _describe(title: str, model: type[BaseModel], only: Container[str] | None = None, depth: int = 0) -> str:
     pad = "  " * depth
     lines = [f"{pad}{title}"]
     for name, field in model.model_fields.items():
+        if only is not None and name not in only:
+            continue
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         lines.append(f"{pad}  {name} = {default}")
         lines.append(f"{pad}      {' '.join((field.description or '').split())}")
         nested = [m for m in _nested(field.annotation) if m is not model]
-        lines += [_describe(f"{name}.…:", m, depth + 2) for m in nested]
+        lines += [_describe(f"{name}.…:", m, depth=depth + 2) for m in nested]
     return "\n".join(lines)
 
 

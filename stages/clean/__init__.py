@@ -268,8 +268,10 @@ def _judge(table: pa.Table, sides: list[_text.Normalised], settings: CleanSettin
     return verdict
 
 
-# Values of disabled limits that no row fails. Limits that are not listed use infinity.
-_OFF_VALUES = {"min_chars": -1.0, "letters": 0.0, "script": -1.0, "url": 0.0, "url_only": 2.0}
+_SWITCHES = {name for name, field in CleanSettings.model_fields.items() if field.annotation is bool}
+# Values of disabled thresholds that no row fails. Those that are not listed use infinity, which suits a maximum; one that is
+# multiplied needs a number.
+_OFF_VALUES = {"min_chars": -1.0, "letters": 0.0, "script": -1.0, "url_only": 2.0}
 
 
 class _Side(NamedTuple):
@@ -306,6 +308,8 @@ class _Languages:
         value = getattr(own, name) if own is not None else None
         if value is None:
             value = getattr(self._settings, name)
+        if name in _SWITCHES:
+            return float(bool(value))
         return _OFF_VALUES.get(name, np.inf) if value is False else float(value)
 
     def _side(self, side: int) -> _Side:
@@ -337,7 +341,7 @@ class _Languages:
         if np.isnan(own).all():
             return general
         rows = own[0, self._index[0]], own[1, self._index[1]]
-        lenient = np.fmin(*rows) if name == "url" else np.fmax(*rows)
+        lenient = np.fmin(*rows) if name in _SWITCHES else np.fmax(*rows)
         return np.where(np.isnan(lenient), general, lenient)
 
     def close(self) -> npt.NDArray[np.bool_]:

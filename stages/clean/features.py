@@ -48,7 +48,7 @@ class Side(NamedTuple):
     """Measurements of n texts.
 
     Attributes:
-        counts: int32 of shape (n, 11), see `_COLUMNS`.
+        counts: int32 of shape (n, columns), see `_COLUMNS`.
         script: float32 of shape (n,), share of letters in an expected script; NaN if no script is expected or no letter
             has a known script. Letters are weighted by how much text a letter of their script stands for.
         repeated: float32 of shape (n,), share of the 8-character phrases that occur earlier in the same text.
