@@ -32,16 +32,22 @@ class InputError(CorpusprepError):
         problem: what is wrong, in one clause.
         remedy: what to do, in one clause, in one piece or in pieces.
         row: line in the file, from 0, that has the problem; None if it is not in one row.
+
+    Attributes:
+        file, problem, row: as they were given.
+        remedy: in one piece, as a recipe says it.
+        pieces: the remedy as it was given.
     """
 
     def __init__(self, file: str, problem: str, remedy: str | Sequence[str | Wording], row: int | None = None) -> None:
-        self.file, self.problem, self.remedy, self.row = file, problem, remedy, row
+        self.file, self.problem, self.row = file, problem, row
+        self.pieces = remedy
+        self.remedy = "".join(piece.recipe if isinstance(piece, Wording) else piece for piece in remedy)
         where = file if row is None else f"{file}, row {row}"
-        said = [piece.recipe if isinstance(piece, Wording) else piece for piece in remedy]
-        super().__init__(f"{where}: {problem}. {''.join(said)}.")
+        super().__init__(f"{where}: {problem}. {self.remedy}.")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str | Sequence[str | Wording], int | None]]:
-        return (type(self), (self.file, self.problem, self.remedy, self.row))
+        return (type(self), (self.file, self.problem, self.pieces, self.row))
 
     def for_command(self, on_error: bool) -> InputError:
         """The same error as a command says it, with options instead of settings.
@@ -55,7 +61,7 @@ class InputError(CorpusprepError):
                 return piece
             return piece.command if on_error or piece.stopping is None else piece.stopping
 
-        return InputError(self.file, self.problem, "".join(map(said, self.remedy)), self.row)
+        return InputError(self.file, self.problem, "".join(map(said, self.pieces)), self.row)
 
 
 class SettingsError(CorpusprepError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ import pyarrow.parquet as pq
 
 from corpusprep.arrow import join
 from corpusprep.errors import RunError
-from corpusprep.keys import file_digest
 from corpusprep.store import write_table, writing
 
 
@@ -111,7 +111,7 @@ class Column:
     groups: dict[str, str] = field(default_factory=dict)
     """Name of a group -> path, where a file is of a group."""
     digests: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Path -> SHA-256 of the file, as far as it is known."""
+    """Path -> `content_digest` of the file, as far as it is known."""
 
     def __contains__(self, part: Part) -> bool:
         return part.identity in self.files
@@ -127,12 +127,12 @@ class Column:
         return Column(self.kind, files, groups, {path: self.digests[path] for path in paths if path in self.digests})
 
     def digest(self, part: Part) -> str | None:
-        """SHA-256 of the part's file; None where the column has nothing of the part."""
+        """`content_digest` of the part's file; None where the column has nothing of the part."""
         path = self.files.get(part.identity)
         if path is None:
             return None
         if path not in self.digests:
-            self.digests[path] = file_digest(path)
+            self.digests[path] = content_digest(path)
         return self.digests[path]
 
     def read(self, part: Part, *columns: str) -> pa.Table:
@@ -169,7 +169,7 @@ def write_column(output: str, part: Part, columns: Mapping[str, Any], notes: Map
 
     Args:
         columns: name -> values, (rows,).
-        notes: kept in the file's metadata.
+        notes: kept in the file's metadata; they say how the values were made, and are not in the digest of the column.
     """
     table = pa.table(dict(columns), metadata=dict(notes) if notes else None)
     if table.num_rows != part.rows:
@@ -229,7 +229,19 @@ class Work:
 def run_work(task: Callable[[Work], None], work: Work) -> dict[str, str]:
     """Runs a task; returns the digests of the files that it wrote, so that nobody has to read them for that."""
     task(work)
-    return {path: file_digest(path) for path in work.outputs}
+    return {path: content_digest(path) for path in work.outputs}
+
+
+def content_digest(path: str) -> str:
+    """SHA-256 of a column's file: of names, types and values, without the notes that `write_column` keeps in the metadata."""
+    data = Path(path).read_bytes()
+    if not data[:4] == data[-4:] == b"PAR1":
+        return hashlib.sha256(data).hexdigest()
+    # Parquet's metadata, notes included, is a footer; the four bytes before the last four say how long it is.
+    values = memoryview(data)[4 : len(data) - 8 - int.from_bytes(data[-8:-4], "little")]
+    state = hashlib.sha256(str(pq.read_schema(pa.BufferReader(data)).remove_metadata()).encode())
+    state.update(values)
+    return state.hexdigest()
 
 
 def pair_column(table: pa.Table) -> pa.ChunkedArray[Any]:

@@ -221,7 +221,8 @@ def dry_run(recipe: Recipe, rows: int = 1000) -> str:
         rows: number of rows to read from the beginning of each shard.
     """
     opened = open_sources(recipe)
-    accounts = Accounts(accounted(recipe)[: -len(STAGES[3:])])
+    names = accounted(recipe)
+    accounts = Accounts(names[: names.index("dedup") + 1])
     lines = []
     texts_identity(recipe.dedup.against)
     if recipe.balance.tokenizer is not None:

@@ -113,6 +113,30 @@ def test_a_group_may_have_one_file_for_all_its_parts(tmp_path: Path, parts: list
     assert run.progress.titles == [("double", 5)]  # type: ignore[attr-defined]  # a task without a title has no bar
 
 
+def test_a_columns_digest_is_of_its_values_and_not_of_its_notes(tmp_path: Path, parts: list[Part]) -> None:
+    def digest_of(values: Any, notes: dict[str, str] | None = None) -> str | None:
+        column = Column("x", {parts[0].identity: str(tmp_path / "x.parquet")})
+        write_column(column.file(parts[0]), parts[0], values, notes)
+        return column.digest(parts[0])
+
+    numbers = np.array([1, 2, 3], np.int32)
+    first = digest_of({"value": numbers})
+    assert (
+        first == digest_of({"value": numbers}, {"computed": "3"}) == digest_of({"value": numbers}, {"computed": "30"})
+    )
+    assert (
+        len(
+            {
+                first,
+                digest_of({"other": numbers}),
+                digest_of({"value": numbers + 1}),
+                digest_of({"value": numbers * 1.0}),
+            }
+        )
+        == 4
+    )
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -39,3 +39,5 @@ def test_a_remedy_names_settings_or_options(error: InputError, recipe: str, comm
         assert str(each.for_command(True)) == command
         assert str(each.for_command(False)) == stopping
         assert (each.file, each.row) == (error.file, error.row)
+        assert str(each).endswith(f" {each.remedy}.")
+        assert type(each.remedy) is str

@@ -177,6 +177,29 @@ def test_a_changed_line_redoes_what_depends_on_it(
     assert digests(out) == before
 
 
+@pytest.mark.parametrize(
+    ("module", "made"),
+    [
+        ("stages/quality/lexical/features.py", [*SCORES, "prior"]),
+        ("steps/quality.py", [*SCORES, "prior"]),
+        ("stages/balance/take.py", [*CHOICE, "estimate", "wanted"]),
+        ("steps/rounds.py", []),
+    ],
+)
+def test_in_rounds_a_changed_line_redoes_what_depends_on_it(
+    bitext: Corpus, tmp_path: Path, copy: Path, module: str, made: list[str]
+) -> None:
+    data, out = bitext(rows=300, shards=1), tmp_path / "out"
+    rounds = (
+        "quality.scorer=test_rounds:by_hash", "quality.prior=lexical", "quality.threshold=0.5", "quality.until=budget",
+        "balance.budget=4000",
+    )  # fmt: skip
+    run(recipe(data, *rounds), out)
+    before = digests(out)
+    assert sorted(redone(after_edit(copy / module, lambda: run(recipe(data, *rounds), out)))) == sorted(made)
+    assert digests(out) == before
+
+
 def test_a_changed_line_elsewhere_redoes_nothing(bitext: Corpus, tmp_path: Path, copy: Path) -> None:
     data, out = bitext(rows=60, shards=1), tmp_path / "out"
     run(recipe(data), out)

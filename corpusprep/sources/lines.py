@@ -208,7 +208,7 @@ class LineCutter:
                 row = self.row + self._last - self._first
                 where = error
                 if error.row is not None or self._end > 0:  # else no row is to blame: the file did not open
-                    where = InputError(error.file, error.problem, error.remedy, row)
+                    where = InputError(error.file, error.problem, error.pieces, row)
                 if not self._keep:
                     raise where from None
                 place = error.file if where.row is None else f"{error.file}, row {row}"

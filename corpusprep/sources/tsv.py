@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -173,6 +173,19 @@ def _layout(first: Lines, settings: SourceSettings, shard: Shard) -> tuple[Colum
     return fields._replace(width=int(values[np.argmax(often)])), places, []
 
 
+def _named(header: list[str], fields: Iterable[str]) -> list[str]:
+    """Names of all columns: `column_3` for one without a name in the header, with as many `_` as it takes to be the only one."""
+    taken = {*header, *fields}
+    names = []
+    for place, name in enumerate(header):
+        if not name:
+            name = f"column_{place}"
+            while name in taken:
+                name += "_"
+        names.append(name)
+    return names
+
+
 def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str, score: bool) -> tuple[Columns, list[str]]:
     """The columns with the names of all of them, for a whole table, and warnings.
 
@@ -184,7 +197,7 @@ def _whole(columns: Columns, places: dict[str, int], first: Lines, file: str, sc
     """
     there = _names(decode(first.data, first.starts[0], first.ends[0])) if columns.header else []
     there += [""] * (columns.width - len(there))
-    there = [name or f"column_{place}" for place, name in enumerate(there)]
+    there = _named(there, places)
     at_head = np.arange(first.starts.size)[int(columns.header) :]
     table = cut(first, columns.width)
     verdict = np.zeros(first.starts.size, np.int8)

@@ -140,6 +140,14 @@ def judge(folder: Path, out: Path, recipe: Recipe, lost: int = 0) -> bool:
         "clean groups lost by reason: "
         + ", ".join(f"{reason} {n}" for reason, n in sorted(why.items(), key=lambda item: -item[1]))
     )
+    dropped = rows.filter((pl.col("label") == "clean") & ~pl.col("kept")).group_by("reason").len()
+    print(
+        "clean rows dropped by reason: "
+        + ", ".join(
+            f"{reason} {n / total['clean']:.3%}"
+            for reason, n in dropped.sort("len", "reason", descending=True).iter_rows()
+        )
+    )
     return bool(met)
 
 

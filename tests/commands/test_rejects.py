@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,11 @@ _PIECES = st.sampled_from(
 BYTES = st.binary(max_size=200) | st.lists(_PIECES, max_size=60).map(b"".join)
 
 
+def content(path: Path) -> bytes:
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix == ".gz" else raw
+
+
 def attempt(format: str, path: Path, **options: Any) -> None:
     """Whatever the bytes: both read the same rows, or neither reads the file.
 
@@ -156,11 +162,11 @@ def attempt(format: str, path: Path, **options: Any) -> None:
     try:
         found = in_a_command(path, read_as=format, **options)
     except InputError as error:
-        if "twice" not in str(error):
+        twice = re.search(r"names the column '(.*)' twice", str(error))
+        if twice is None or content(path).count(twice[1].encode()) < 2:
             raise
         return
-    raw = path.read_bytes()
-    if format != "parquet" and b"score" in (gzip.decompress(raw) if path.suffix == ".gz" else raw):
+    if format != "parquet" and b"score" in content(path):
         expected, found = ([each for each in rows if each[1] != "read.score"] for rows in (expected, found))
     assert found == expected
 

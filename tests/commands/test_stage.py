@@ -166,6 +166,26 @@ def test_columns_by_name_and_number(tmp_path: Path) -> None:
         assert message in str(failed.exception)
 
 
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("\tcolumn_0\tsrc\ttgt", ["column_0_", "column_0", "src", "tgt"]),
+        ("src\ttgt\tcolumn_3\t", ["src", "tgt", "column_3", "column_3_"]),
+        ("\tsrc\ttgt\t", ["column_0", "src", "tgt", "column_3"]),
+    ],
+)
+def test_a_column_without_a_name_gets_one_that_no_other_has(tmp_path: Path, header: str, expected: list[str]) -> None:
+    path = tmp_path / "en-de.tsv"
+    row = {"src": "A good morning to you.", "tgt": "Einen guten Morgen."}
+    cells = [row.get(name, str(place)) for place, name in enumerate(header.split("\t"))]
+    path.write_text(header + "\n" + "\t".join(cells) + "\n", encoding="utf-8")
+    result = CliRunner().invoke(cli, ["clean", str(path), str(tmp_path / "out.tsv")])
+    assert result.exit_code == 0, result.output
+    found = read(tmp_path / "out.tsv")
+    assert found.columns[:4] == expected
+    assert [str(value) for value in found.row(0)[:4]] == cells
+
+
 def test_folders_globs_and_formats_by_option(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

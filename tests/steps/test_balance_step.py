@@ -100,20 +100,26 @@ def test_what_is_taken_is_what_the_stage_takes_of_the_whole_table(
     assert plan is not None
     settings = step.recipe.balance
     whole = found.select(["src", "tgt", "src_lang", "tgt_lang", *PLACE, *(["quality"] if scored else [])])
-    targets = plan.targets if settings.budget is not None else None
     kept, dropped = stage.balance(whole, settings, step.recipe.seed)
     expected = placed(kept, "copies") if "copies" in kept.column_names else dict.fromkeys(placed(kept, "row"), 1)
     expected |= dict.fromkeys(placed(dropped, "row"), 0)
     copies = placed(found, "copies")
     counted = {place: count for place, count in placed(found, "tokens").items() if count}
-    exactly = placed(kept, "tokens")
-    assert all(exactly[place] == count for place, count in counted.items() if place in exactly)
-    if exact and targets is not None and len(counted) < len(copies):  # the plan rests on what was counted of each pair
-        spent = sum(count * copies[place] for place, count in counted.items())
-        assert settings.budget is not None
-        assert 0.97 * settings.budget < spent <= 1.01 * settings.budget
-    else:
+    everything = placed(kept, "tokens") | placed(dropped, "tokens")
+    assert counted == {place: everything[place] for place in counted}
+    if len(counted) == len(copies):
         assert copies == expected
+    else:  # only candidates are counted: what the plan gives a pair rests on them, and the order of rows on nothing else
+        assert exact
+        pairs = placed(found, "tgt_lang")
+        for pair in ("de", "nl"):
+            mine = {place for place in copies if pairs[place] == pair}
+            taken, wanted = ({place for place in mine if of[place]} for of in (copies, expected))
+            fewer, more = sorted((taken, wanted), key=len)
+            assert len(fewer - more) <= 1  # the last one may be another that fits
+            assert len(more) - len(fewer) <= 1 + 0.05 * len(more)
+            spent = sum(counted[place] * copies[place] for place in taken)
+            assert abs(spent - plan.targets[f"en-{pair}"]) <= max(counted[place] for place in mine & set(counted))
     verdicts = placed(found, "verdict")
     assert {VERDICTS[code] for place, code in verdicts.items() if not copies[place]} <= {"balance.quota"}
     assert not any(verdicts[place] for place, number in copies.items() if number)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from comet_models import Models
 from conftest import sentences
-from runs import digests, recipe, rejects
+from runs import digests, recipe, redone, rejects
 
 from corpusprep import RunError, load_recipe, run
 
@@ -68,6 +68,21 @@ def test_a_changed_threshold_costs_no_scoring(
     assert sum(rows) == count
     assert result.made.get("quality", 0) == 0
     assert rejects(out).filter(pl.col("reason") == "quality.score").height == pytest.approx(0.3 * count, abs=2)
+
+
+def test_scores_that_are_found_by_text_make_nothing_else_again(
+    bitext: Corpus, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = bitext(), tmp_path / "out"
+    rows = counted(monkeypatch)
+    run(recipe(data, *settings(models["kiwi"])), out)
+    count, before = sum(rows), digests(out)
+    files = list((out / "parts" / "quality").iterdir())
+    shutil.rmtree(out / "parts" / "quality")
+    result = run(recipe(data, *settings(models["kiwi"])), out)
+    assert redone(result) == {"quality": len(files)}
+    assert result.scored == {"computed": 0, "reused": count}
+    assert (sum(rows), digests(out)) == (count, before)
 
 
 def test_scores_outlive_what_they_do_not_depend_on(
@@ -244,9 +259,9 @@ def test_rounds_count_and_end_the_same_after_an_interruption(
         write(output, *rest)
 
     monkeypatch.setattr(parts, "write_column", stopping)
-    for _ in range(2):
+    for model in ("first", "second"):  # the training's settings count for nothing
         with pytest.raises(KeyboardInterrupt):
-            run(chosen, tmp_path / "out", workers=1)
+            run(recipe(data, *settings(models["qe"], *limits, f"train.model={model}")), tmp_path / "out", workers=1)
     run(chosen, tmp_path / "out", workers=1)
     assert scored(tmp_path / "out") == scored(tmp_path / "whole")
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
