@@ -98,6 +98,13 @@ def _mix_all(values: U64, keys: U64, out: U64) -> None:
         out[i] = mix64(values[i] ^ mix64(keys[i] + np.uint64(0x9E3779B97F4A7C15)))
 
 
+def order_of(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Numbers that sort as float32 values do: equal for equal values, the highest for NaN."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    ordered = np.where(bits >> np.uint32(31) == 0, bits | np.uint32(1 << 31), ~bits)
+    return np.where(np.isnan(values), np.uint32(0xFFFFFFFF), ordered)
+
+
 def combine(hashes: U64, keys: npt.NDArray[np.integer] | int) -> U64:
     """Hashes of (hash, integer) pairs, shape (n,)."""
     out = np.empty(hashes.size, np.uint64)

@@ -56,6 +56,8 @@ class Run:
     engine: Engine
     progress: Progress
     result: RunResult
+    memory: int = 1 << 30
+    """Bytes that the data of all tasks at work may take together."""
 
     def derive(
         self,
@@ -113,7 +115,9 @@ class Run:
                 todo.append(Work(group, settings, own, mine, outputs, hints or {}))
         # Where there are fewer tasks than workers, a task may use the cores of several.
         threads = max(1, self.engine.workers // max(1, len(todo)))
-        tasks = [(replace(work, threads=threads), rows(work.group) if rows else work.group.rows) for work in todo]
+        memory = self.memory // max(1, min(self.engine.workers, len(todo)))
+        todo = [replace(work, threads=threads, memory=memory) for work in todo]
+        tasks = [(work, rows(work.group) if rows else work.group.rows) for work in todo]
         for digests in self.map(title, partial(run_work, task), tasks, made=kind, resources=resources):
             column.digests.update(digests)
         return column

@@ -199,6 +199,7 @@ class Work:
         outputs: where the results go: a file for each part, or one for the group.
         hints: what helps and does not change the result.
         threads: cores that the task may use.
+        memory: bytes that its data may take. The result depends neither on it nor on the threads.
     """
 
     group: Group
@@ -208,6 +209,7 @@ class Work:
     outputs: tuple[str, ...]
     hints: Mapping[str, Any]
     threads: int = 1
+    memory: int = 1 << 30
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -37,6 +37,8 @@ __all__ = ["RunResult", "dry_run", "run"]
 
 _WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models, on full batches
 _OWN_MEMORY = 700 << 20
+_PROCESS = 350 << 20  # a process that holds no data
+_LEAST_DATA = 256 << 20
 _HEADS = 200  # shards that a dry run reads
 _SMALL_INPUT = 4 << 20  # below this many bytes of input, starting processes takes longer than the work
 _KINDS = {  # the kinds of parts that a stage makes, for --redo
@@ -67,7 +69,8 @@ def run(
         out: a folder on a local or shared POSIX file system; it will hold `mix/`, `rejects/`, `manifest.json` and
             `parts/`.
         workers: processes; by default one per core, or only one if the input is small.
-        memory: bytes that the run may use; limits the number of workers.
+        memory: bytes that the run may use: limits the number of workers, and what the steps that decide about many rows hold
+            at a time; by default four fifths of what is free.
         until: stop after this stage; `mix/` is then not written.
         redo: make the parts of this stage again, and all parts that follow from them.
         engine: runs the tasks; by default `LocalEngine`.
@@ -97,7 +100,7 @@ def run(
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
         result = RunResult(Accounts(accounted(recipe)))
-        context = Run(recipe, out, store, engine, progress or Progress(), result)
+        context = Run(recipe, out, store, engine, progress or Progress(), result, data_memory(memory, engine.workers))
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result
@@ -128,6 +131,25 @@ def default_workers(workers: int | None, memory: int | None, input_bytes: int) -
     if memory is not None:
         workers = min(workers, max(1, (memory - _OWN_MEMORY) // _WORKER_MEMORY))
     return max(1, workers)
+
+
+def data_memory(memory: int | None, workers: int) -> int:
+    """The bytes that the data of tasks may take, of those that a run may use."""
+    if memory is None:
+        memory = 4 * free_memory() // 5
+    return max(_LEAST_DATA, memory - (workers + 1) * _PROCESS)
+
+
+def free_memory() -> int:
+    """The bytes that this process can have, as the system and its control group say."""
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):  # there it is "max" without a limit
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(free))
 
 
 def open_sources(recipe: Recipe) -> list[tuple[Source, list[Shard]]]:

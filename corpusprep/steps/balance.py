@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from corpusprep.keys import file_digest
 from corpusprep.parts import Column, Part, Work, by_pair, one_by_one
 from corpusprep.stages import balance, instruct
 from corpusprep.stages.balance import BalanceSettings, PairCount
+from corpusprep.stages.balance.take import Piece, select_pieces
 from corpusprep.steps.verdicts import code
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Counts = dict[str, PairCount]
 """pair -> rows and tokens that may be selected."""
 
+_BYTES = 40  # that a row takes if its columns are held
 _MARGIN = 1.15  # by which the first candidates exceed a pair's target, and by how much more they do each time
 _WIDER = 1.5
 
@@ -236,36 +238,30 @@ class _Selected(NamedTuple):
     copies: npt.NDArray[np.int32]
 
 
-def _select(work: Work) -> list[_Selected]:
+def _select(work: Work) -> Iterator[_Selected]:
     """Selects among a pair's rows that are kept so far and have tokens, up to the target that is the group's own; all of them
-    where there is none."""
+    where there is none. Few rows are held at a time; columns are read again for each look at them, if memory is short."""
     settings, seed = work.settings
-    pair, target = work.group.name, work.own
-    columns: dict[str, list[npt.NDArray[Any]]] = {"key": [], "tokens": [], "quality": []}
-    verdicts, eligible = [], []
     tokens, scores = work.columns["tokens"], work.columns.get("scores")
-    for part in work.parts:
+
+    def read(part: Part) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Piece]:
         verdict, counts = _counted(tokens, part)
-        mask = (verdict == 0) & (counts > 0)
-        verdicts.append(verdict)
-        eligible.append(mask)
-        columns["key"].append(part.read("key")["key"].to_numpy()[mask])
-        columns["tokens"].append(counts[mask])
-        nothing = np.full(part.rows, np.nan, np.float32)
-        columns["quality"].append((scores.floats(part, "quality") if scores is not None else nothing)[mask])
-    joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
-    total = len(joined["key"])
-    copies = np.ones(total, np.int32)
-    if target is not None and total:
-        plan = balance.Plan(target, {pair: target}, {}, {}, {}, 0)
-        rows = pa.table(
-            {
-                "pair": pa.repeat(pa.scalar(pair), total),
-                "key": joined["key"],
-                "tokens": joined["tokens"],
-                "quality": pa.array(joined["quality"], from_pandas=True),
-            }
-        )
-        copies = balance.select(rows, plan, settings, seed)
-    apart = np.split(copies, np.cumsum([int(mask.sum()) for mask in eligible])[:-1])
-    return list(map(_Selected, work.parts, verdicts, eligible, apart))
+        eligible = (verdict == 0) & (counts > 0)
+        key = part.read("key")["key"].to_numpy()[eligible]
+        quality = scores.floats(part, "quality")[eligible] if scores is not None else None
+        return verdict, eligible, Piece(counts[eligible], key, quality)
+
+    held = list(map(read, work.parts)) if _BYTES * work.group.rows <= work.memory else None
+
+    def every() -> Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Piece]]:
+        return held if held is not None else map(read, work.parts)
+
+    selection = None
+    if work.own is not None:
+        selection = select_pieces(
+            lambda: (piece for _, _, piece in every()), work.own, settings.epochs, seed + balance.SELECTION_SALT,
+            scores is not None,
+        )  # fmt: skip
+    for number, (part, (verdict, eligible, piece)) in enumerate(zip(work.parts, every(), strict=True)):
+        copies = selection.copies(number, piece) if selection is not None else np.ones(piece.tokens.size, np.int32)
+        yield _Selected(part, verdict, eligible, copies)

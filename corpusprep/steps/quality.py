@@ -47,18 +47,23 @@ def learn_pair(work: Work) -> None:
     """Learns a pair's state from the rows of lowest key among those that are no duplicates."""
     settings, seed = work.settings
     verdicts = work.columns["verdicts"]
-    masks = [verdicts.kept(part) for part in work.parts]
-    every = np.concatenate(
-        [part.read("key")["key"].to_numpy()[mask] for part, mask in zip(work.parts, masks, strict=True)]
-    )
-    limit = settings.sample
-    bound = np.partition(every, limit - 1)[limit - 1] if every.size > limit else None
+    chosen: list[npt.NDArray[np.int64]] = []  # of each part, the places of rows that may be in the sample
+    lowest = np.empty(0, np.uint64)
+    for part in work.parts:
+        key = part.read("key")["key"].to_numpy()
+        mask = verdicts.kept(part)
+        if lowest.size == settings.sample:
+            mask &= key <= lowest.max()
+        chosen.append(np.flatnonzero(mask))
+        lowest = np.concatenate([lowest, key[mask]])
+        if lowest.size > settings.sample:
+            lowest = np.partition(lowest, settings.sample - 1)[: settings.sample]
     tables = []
-    for part, mask in zip(work.parts, masks, strict=True):
-        table = part.read("src", "tgt", "src_lang", "tgt_lang", "key")
-        if bound is not None:
-            mask = mask & (table["key"].to_numpy() <= bound)
-        tables.append(table.filter(pa.array(mask)).drop_columns(["key"]))
+    for part, places in zip(work.parts, chosen, strict=True):
+        table = part.read("src", "tgt", "src_lang", "tgt_lang", "key").take(places)
+        if lowest.size:
+            table = table.filter(pa.array(table["key"].to_numpy() <= lowest.max()))
+        tables.append(table.drop_columns(["key"]))
     state = quality.prepare(pa.concat_tables(tables), settings, seed)
     with writing(work.outputs[0]) as scratch:
         scratch.write_bytes(state)
@@ -276,12 +281,13 @@ def find_cutoffs(run: Run, parts: Sequence[Part], scores: Column, states: Column
 def find_cutoff(work: Work) -> None:
     """Decides a pair's cut-off."""
     scores, states = work.columns["scores"], work.columns["states"]
-    judged = np.concatenate([scores.floats(part, "quality") for part in work.parts])  # NaN for rows that are duplicates
     pair = work.group.name
     learned = quality.evidence(work.settings, Path(states.groups[pair]).read_bytes()) if pair in states.groups else None
     work.write_value(
         {
-            "cutoff": quality.cutoff(judged, work.settings, pair, learned),
+            "cutoff": quality.cutoff(
+                lambda: (scores.floats(part, "quality") for part in work.parts), work.settings, pair, learned
+            ),
             "note": quality.explain(work.settings, pair, learned),
         }
     )

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 REASONS = ("balance.quota",)
-_SELECTION_SALT = 0x53454C
+SELECTION_SALT = 0x53454C
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -277,7 +277,7 @@ def select(rows: pa.Table, plan: Plan, settings: BalanceSettings, seed: int) -> 
         epochs, rest = divmod(min(plan.targets[name], int(total * settings.epochs)), total) if total else (0, 0)
         copies[mine] = epochs
         if rest:
-            order = np.argsort(combine(keys[mine], seed + _SELECTION_SALT), kind="stable")
+            order = np.argsort(combine(keys[mine], seed + SELECTION_SALT), kind="stable")
             if quality is not None:
                 order = order[np.argsort(-quality[mine[order]], kind="stable")]  # NaN sorts last
             take(tokens, mine[order], rest, copies)

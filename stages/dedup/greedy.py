@@ -1,7 +1,7 @@
 """Greedy decisions over 64-bit fingerprints: a row is dropped only if it is near to an earlier row that is kept.
 
-`search.py` finds the pairs of near rows, and marks buckets that are too large or too dense for pairwise comparison.
-This module visits the rows in order, and compares them with the kept rows of marked buckets.
+`search.py` finds the pairs of near rows, and the members of buckets that are too large or too dense for pairwise comparison.
+This module visits the rows in order, and compares members with the kept members of their buckets.
 """
 
 from __future__ import annotations
@@ -10,160 +10,141 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from corpusprep.arrow import U64
 from corpusprep.kernels import kernel
 from corpusprep.stages.dedup import search
-from corpusprep.stages.dedup.search import FINEST, I32, I64, U8, Tables, fine_bits, number, popcount
+from corpusprep.stages.dedup.search import I32, I64, popcount
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
 
 _LEAST_SCRATCH = 1 << 16
 _SCRATCH = 1 << 26  # rows dealt into parts at a time; 12 bytes each
-_BLOCKS = 4096  # initial number of blocks, of eight kept rows each
-_NONE = np.iinfo(np.int32).max
+_BLOCKS = 1024  # initial number of blocks of a pool
 
 
-class _Pool(NamedTuple):
-    """The kept rows of the marked buckets: each bucket has a chain of blocks of eight rows.
+class Pool(NamedTuple):
+    """The kept members of the marked buckets: each bucket has a chain of blocks of eight rows.
 
     Attributes:
         head, tail, fill: for each bucket, the first and last block (-1 if there is none), and rows in the last block.
         values, rows: fingerprint and row at each place.
         next: the next block after each block, or -1.
+        used: number of blocks in use.
     """
 
     head: I64
     tail: I64
     fill: I64
     values: U64
-    rows: I32
+    rows: U32
     next: I64
+    used: int
+
+
+def new_pool(buckets: int) -> Pool:
+    """A pool without rows for so many marked buckets."""
+    none = np.full(buckets, -1, np.int64)
+    return Pool(
+        none, none.copy(), np.zeros(buckets, np.int64), np.empty(8 * _BLOCKS, np.uint64), np.empty(8 * _BLOCKS, np.uint32),
+        np.full(_BLOCKS, -1, np.int64), 0,
+    )  # fmt: skip
+
+
+@kernel(inline="always")
+def is_lost(lost: U8, row: np.uint64) -> bool:
+    return bool(lost[row >> np.uint64(3)] >> (row & np.uint64(7)) & 1)
 
 
 @kernel
-def _greedy(
-    values: U64, first: I32, edges: U64, tables: Tables, counts: I64, marked: U64, marked_start: I64, crowded: U8,
-    distance: int, pool: _Pool, row: int, used: int, keeper: I32,
-) -> tuple[int, int]:  # fmt: skip
-    """Visits rows in order and writes each one's keeper: itself, or the earliest kept row within the distance.
+def doubled(old: Any) -> Any:
+    """The array with room for twice as many items."""
+    new = np.empty(2 * old.size, old.dtype)
+    new[: old.size] = old
+    return new
+
+
+@kernel
+def visit(edges: U64, members: U64, values: U64, distance: int, lost: U8, pool: Pool) -> tuple[U64, Pool]:
+    """Visits rows in order: a row goes if it is near to an earlier row that stays. Rows without edge and bucket stay.
 
     Args:
-        values: fingerprints in rank order.
-        first: the first row with the same fingerprint.
         edges: `later << 32 | earlier`, ascending.
-        tables, counts: the tables, and the number of rows per part of each group, shape (groups, parts).
-        marked: the marked buckets, ascending; those of table t start at `marked_start[t]`.
-        crowded: which rows are in a marked bucket.
-        pool: the kept rows of the marked buckets.
-        row, used: the first row to visit, and the blocks of the pool in use: 0 and 0, or the returned values.
-        keeper: int32 (n,), written.
+        members: `row << 32 | bucket`, ascending.
+        values: fingerprints of the members, (members,).
+        distance: maximum number of bits in which near rows differ.
+        lost: a bit for each row, set for those that go; written.
+        pool: the kept members of earlier calls, which had earlier rows.
 
     Returns:
-        The first row that was not visited because the pool is full (n at the end), and the blocks in use.
+        The rows that go, as `row << 32 | keeper`, ascending; a row's keeper is the earliest kept row within the distance.
+        And the pool.
     """
-    near = np.uint64(distance)
-    # Unpacked once, because each access counts references.
-    masks, groups, firsts, first_lows, coarses, keys, key_lows, useds, lefts = tables
-    head, tail, fill, pool_values, pool_rows, pool_next = pool
-    place = np.full(masks.size, -1, np.int64)
-    edge = np.searchsorted(edges, np.uint64(row) << np.uint64(32))
-    while row < values.size:
-        if first[row] != row:
-            keeper[row] = keeper[first[row]]
-            row += 1
-            continue
-        best = _NONE
-        while edge < edges.size and np.int64(edges[edge] >> np.uint64(32)) == row:
-            other: Any = np.int64(edges[edge] & np.uint64(0xFFFFFFFF))
-            if best == _NONE and keeper[other] == other:
-                best = other
+    head, tail, fill, pool_values, pool_rows, pool_next, used = pool
+    near, low = np.uint64(distance), np.uint64(0xFFFFFFFF)
+    none = np.uint64(1) << np.uint64(32)
+    dropped, count = np.empty(1024, np.uint64), 0
+    edge, member = 0, 0
+    while edge < edges.size or member < members.size:
+        row = none
+        if edge < edges.size:
+            row = edges[edge] >> np.uint64(32)
+        if member < members.size:
+            row = min(row, members[member] >> np.uint64(32))
+        best = none
+        while edge < edges.size and edges[edge] >> np.uint64(32) == row:
+            if best == none and not is_lost(lost, edges[edge] & low):
+                best = edges[edge] & low
             edge += 1
-        if crowded[row]:
-            if used + masks.size > pool_next.size:
-                return row, used
-            value = values[row]
-            for t in range(masks.size):
-                place[t] = -1
-                low, high = marked_start[t], marked_start[t + 1]
-                if low == high:
-                    continue
-                down, bits = np.uint64(63 - coarses[t]), np.uint64((1 << coarses[t]) - 1)
-                part = np.int64(number(value, firsts[t], first_lows[t], down, bits))
-                fine = fine_bits(lefts[t], counts[groups[t], part])
-                down, bits = np.uint64(63 - useds[t] - fine), np.uint64((1 << fine) - 1)
-                q = np.int64(number(value, keys[t], key_lows[t], down, bits))
-                bucket = np.uint64((t << 48) | (part << FINEST) | q)
-                at = low + np.searchsorted(marked[low:high], bucket)
-                if at == high or marked[at] != bucket:
-                    continue
-                place[t] = at
-                block = head[at]
-                while block >= 0:
-                    stop = 8 * block + (8 if pool_next[block] >= 0 else fill[at])
-                    hit = _NONE
-                    for i in range(8 * block, stop):
-                        if popcount(pool_values[i] ^ value) <= near:
-                            hit = pool_rows[i]
-                            break
-                    if hit != _NONE:
-                        best = min(best, hit)
+        begin = member
+        while member < members.size and members[member] >> np.uint64(32) == row:
+            bucket = np.int64(members[member] & low)
+            block = head[bucket]
+            while block >= 0:
+                stop = 8 * block + (8 if pool_next[block] >= 0 else fill[bucket])
+                hit = none
+                for i in range(8 * block, stop):
+                    if popcount(pool_values[i] ^ values[member]) <= near:
+                        hit = np.uint64(pool_rows[i])
                         break
-                    block = pool_next[block]
-            if best == _NONE:
-                for t in range(masks.size):
-                    at = place[t]
-                    if at < 0:
-                        continue
-                    if tail[at] < 0 or fill[at] == 8:
-                        if tail[at] < 0:
-                            head[at] = used
-                        else:
-                            pool_next[tail[at]] = used
-                        tail[at], fill[at] = used, 0
-                        used += 1
-                    i = 8 * tail[at] + fill[at]
-                    pool_values[i], pool_rows[i] = value, row
-                    fill[at] += 1
-        keeper[row] = row if best == _NONE else best
-        row += 1
-    return row, used
+                if hit != none:
+                    best = min(best, hit)
+                    break
+                block = pool_next[block]
+            member += 1
+        if best != none:
+            lost[row >> np.uint64(3)] |= np.uint8(1) << np.uint8(row & np.uint64(7))
+            if count == dropped.size:
+                dropped = doubled(dropped)
+            dropped[count] = row << np.uint64(32) | best
+            count += 1
+            continue
+        for at in range(begin, member):
+            bucket = np.int64(members[at] & low)
+            if tail[bucket] < 0 or fill[bucket] == 8:
+                if used == pool_next.size:
+                    pool_values, pool_rows, pool_next = doubled(pool_values), doubled(pool_rows), doubled(pool_next)
+                if tail[bucket] < 0:
+                    head[bucket] = used
+                else:
+                    pool_next[tail[bucket]] = used
+                tail[bucket], fill[bucket], pool_next[used] = used, 0, -1
+                used += 1
+            i = 8 * tail[bucket] + fill[bucket]
+            pool_values[i], pool_rows[i] = values[at], row
+            fill[bucket] += 1
+    return dropped[:count].copy(), Pool(head, tail, fill, pool_values, pool_rows, pool_next, used)
 
 
-def _visit(
-    values: U64, first: I32, edges: U64, tables: Tables, counts: I64, marked: U64, crowded: U8, distance: int
-) -> I32:
-    """The keeper of each row; enlarges the pool if needed."""
-    starts = np.searchsorted(marked, np.arange(tables.masks.size + 1, dtype=np.uint64) << np.uint64(48))
-    room = _BLOCKS + tables.masks.size
-    none = np.full(marked.size, -1, np.int64)
-    pool = _Pool(
-        none, none.copy(), np.zeros(marked.size, np.int64), np.empty(8 * room, np.uint64),
-        np.empty(8 * room, np.int32), np.full(room, -1, np.int64),
-    )  # fmt: skip
-    keeper = np.empty(values.size, np.int32)
-    row, used = 0, 0
-    while True:
-        row, used = _greedy(
-            values,
-            first,
-            edges,
-            tables,
-            counts,
-            marked,
-            starts.astype(np.int64),
-            crowded,
-            distance,
-            pool,
-            row,
-            used,
-            keeper,
-        )
-        if row == values.size:
-            return keeper
-        pool = pool._replace(
-            values=np.concatenate((pool.values, np.empty_like(pool.values))),
-            rows=np.concatenate((pool.rows, np.empty_like(pool.rows))),
-            next=np.concatenate((pool.next, np.full_like(pool.next, -1))),
-        )
+@kernel
+def _keep(first: I32, dropped: U64) -> None:
+    """Turns the first rows with equal fingerprints into keepers, in place."""
+    for pair in dropped:
+        first[np.int64(pair >> np.uint64(32))] = np.int64(pair & np.uint64(0xFFFFFFFF))
+    for row in range(first.size):
+        first[row] = first[first[row]]
 
 
 def _leading(bits: int) -> tuple[np.uint64, np.uint64]:
@@ -190,15 +171,17 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         k: the number of blocks; chosen automatically if None.
     """
     n = values.size
-    tables = search.make_tables(n, k or (search.choose_blocks(values, distance) if distance else 1), distance)
+    tables = search.make_tables(
+        n, k or (search.choose_blocks(values[:: max(1, n // 30_000)], n, distance) if distance else 1), distance
+    )
     ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
-    first, crowded = np.empty(n, np.int32), np.zeros(n, np.uint8)
+    first = np.empty(n, np.int32)
     scratch = max(_LEAST_SCRATCH, _SCRATCH // max(1, threads))
-    all_counts = np.zeros((len(ends), 1 << int(tables.coarse.max())), np.int64)
+    nothing = np.empty(0, np.uint64)
 
     def layout(group: int) -> list[_Job]:
         table, coarse = (ends[group - 1] if group else 0), int(tables.coarse[ends[group] - 1])
-        counts = all_counts[group, : 1 << coarse]
+        counts = np.zeros(1 << coarse, np.int64)
         search.histogram(values, tables.firsts[table], tables.first_lows[table], *_leading(coarse), counts)
         jobs, part, total = [], 0, np.cumsum(counts)
         share = min(scratch, -(-n // threads)) if group == 0 else scratch  # the first group runs alone
@@ -209,7 +192,7 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
             part = last
         return jobs
 
-    def look(job: _Job) -> tuple[U64, U64]:
+    def look(job: _Job) -> tuple[U64, U64, int]:
         table, sizes = job.first_table, job.counts
         room = int(sizes.sum()) + 1
         starts = np.concatenate(([1], np.cumsum(sizes) + 1))
@@ -225,19 +208,9 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         if not again:
             search.collapse(part_values, part_rows, starts, sizes, first)
             if distance == 0:
-                return np.empty(0, np.uint64), np.empty(0, np.uint64)
+                return nothing, nothing, 0
         return search.find_pairs(
-            tables,
-            table,
-            job.last_table,
-            job.part,
-            job.counts,
-            starts,
-            sizes,
-            part_values,
-            part_rows,
-            distance,
-            crowded,
+            tables, table, job.last_table, job.counts, starts, sizes, part_values, part_rows, distance
         )
 
     with ThreadPoolExecutor(threads) as pool:
@@ -246,12 +219,17 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         found += pool.map(look, jobs)
     if distance == 0:
         return first
+    marks = np.cumsum([0, *(part[2] for part in found)])
     edges = np.concatenate([part[0] for part in found])
-    marked = np.concatenate([part[1] for part in found])
+    members = np.concatenate([part[1] + np.uint64(before) for part, before in zip(found, marks, strict=False)])
     del found
     edges.sort()
-    marked.sort()
-    return _visit(values, first, edges, tables, all_counts, marked, crowded, distance)
+    members.sort()
+    lost = np.zeros(n // 8 + 1, np.uint8)
+    near = values[(members >> np.uint64(32)).astype(np.int64)]
+    dropped, _ = visit(edges, members, near, distance, lost, new_pool(int(marks[-1])))
+    _keep(first, dropped)
+    return first
 
 
 @kernel

@@ -11,9 +11,9 @@ three steps. This module has steps 1 and 2; step 3 is in `greedy.py`.
    chosen on a sample, so that buckets are small and tables few.
 3. Rows are visited in order; a row that has an edge to a kept row is dropped.
 
-A bucket that is large or dense with edges is not compared pairwise. It is marked, and step 3 compares its rows only
-with the kept rows in it. Kept rows are further than d from each other, so dense buckets have few of them, and time and
-memory stay bounded.
+A bucket that is large or dense with edges is not compared pairwise. It is marked, its rows are its members, and step 3
+compares them only with the kept members. Kept rows are further than d from each other, so dense buckets have few of them,
+and time and memory stay bounded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from numba.extending import intrinsic
 from corpusprep.arrow import U64
 from corpusprep.kernels import kernel
 
-U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
@@ -37,7 +36,6 @@ FINEST = 24  # log2 of the maximum number of buckets of a part
 _PART = 13  # log2 of the rows of a part: a part fits the cache, with its buckets
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
 _DENSE, _EDGES = 64, 4  # a bucket is dense if it has more than _DENSE edges plus _EDGES edges per row
-_MARKED = -1
 # Measured times in nanoseconds: to deal a row into its part, to look it up in a table, to compare it with another row.
 _DEAL, _LOOK, _COMPARE = 10.0, 5.0, 10.0
 
@@ -61,10 +59,9 @@ def _mask(k: int, chosen: tuple[int, ...]) -> int:
     return sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen)
 
 
-def choose_blocks(fingerprints: U64, distance: int) -> int:
-    """The number of blocks with the cheapest search, estimated from the buckets of a sample."""
-    n = fingerprints.size
-    sample = np.unique(fingerprints[:: max(1, n // 30_000)])
+def choose_blocks(sample: U64, n: int, distance: int) -> int:
+    """The number of blocks with the cheapest search of n rows, estimated from the buckets of a sample."""
+    sample = np.unique(sample)
     best, best_cost = distance + 1, np.inf
     for k in range(distance + 1, distance + 5):
         tables = list(itertools.combinations(range(k), k - distance))
@@ -256,7 +253,8 @@ def deal(
 
 
 class _Scratch(NamedTuple):
-    """Scratch arrays for the buckets of a part, see `_meet`; `found` is the number of near pairs, or `_MARKED`."""
+    """Scratch arrays for the buckets of a part, see `_meet`; `found` is the number of near pairs, or -1 minus the number of a
+    marked bucket."""
 
     head: I32
     found: I32
@@ -277,16 +275,16 @@ def _append(values: U64, count: int, value: np.uint64) -> U64:
 
 @kernel
 def _compare(
-    some: U64, rows: I32, masks: U64, table: int, key: np.uint64, low: np.uint64, down: np.uint64, fine: int, base: int,
-    near: np.uint64, scratch: _Scratch, crowded: U8, edges: U64, edge_count: int, marked: U64, mark_count: int,
-) -> tuple[U64, int, U64, int]:  # fmt: skip
+    some: U64, rows: I32, masks: U64, table: int, key: np.uint64, low: np.uint64, down: np.uint64, fine: int,
+    near: np.uint64, scratch: _Scratch, edges: U64, edge_count: int, members: U64, member_count: int, marks: int,
+) -> tuple[U64, int, U64, int, int]:  # fmt: skip
     """Compares the rows of one part in one table.
 
     Args:
         some, rows: fingerprints and rows, from place 1 on.
         key, low, down, fine: arguments of `number`, which gives the bucket; `fine` as a number of bits.
-        base: the upper bits of the number of a marked bucket.
-        edges, marked: arrays that are appended to and returned, with their counts.
+        edges, members: arrays that are appended to and returned, with their counts.
+        marks: number of marked buckets so far; returned.
     """
     head, found, chain, meeting = scratch
     mask, bits = masks[table], np.uint64((1 << fine) - 1)
@@ -294,12 +292,12 @@ def _compare(
     meetings = _meet(some, key, low, down, bits, near, head, chain, meeting)
     if meetings:
         found[: 1 << fine] = 0
-    marked_before = mark_count
+    marks_before = marks
     for at in range(meetings):
         i = meeting[at]
         value = some[i]
         q = np.int64(number(value, key, low, down, bits))
-        if found[q] == _MARKED:
+        if found[q] < 0:
             continue
         steps = 0
         j = chain[i]
@@ -318,14 +316,15 @@ def _compare(
             j = chain[j]
             steps += 1
         if steps >= _LARGE or found[q] > _EDGES * steps + _DENSE:
-            found[q] = _MARKED
-            marked = _append(marked, mark_count, np.uint64(base | q))
-            mark_count += 1
-    if mark_count > marked_before:
+            found[q] = -1 - marks
+            marks += 1
+    if marks > marks_before:
         for i in range(1, some.size):
-            if found[np.int64(number(some[i], key, low, down, bits))] == _MARKED:
-                crowded[rows[i]] = 1
-    return edges, edge_count, marked, mark_count
+            mark = -1 - found[np.int64(number(some[i], key, low, down, bits))]
+            if mark >= 0:
+                members = _append(members, member_count, np.uint64(rows[i]) << np.uint64(32) | np.uint64(mark))
+                member_count += 1
+    return edges, edge_count, members, member_count, marks
 
 
 @kernel
@@ -333,34 +332,31 @@ def find_pairs(
     tables: Tables,
     first_table: int,
     last_table: int,
-    part: int,
     counts: I64,
     starts: I64,
     sizes: I64,
     part_values: U64,
     part_rows: I32,
     distance: int,
-    crowded: U8,
-) -> tuple[U64, U64]:
+) -> tuple[U64, U64, int]:
     """Compares the rows of some parts in the tables `first_table` to `last_table - 1`.
 
     Args:
         tables: all tables; those from `first_table` to `last_table - 1` have the same first block.
-        part: the number of the first part.
         counts: rows dealt to each part, including repeated fingerprints.
         starts, sizes: for each part, its start in `part_values` and `part_rows` (from 1), and its number of rows.
         distance: maximum number of bits in which near rows differ.
-        crowded: 1 is written for the rows of marked buckets, uint8 (n,).
 
     Returns:
-        Edges as `later << 32 | earlier`, unordered; a pair that several tables find is returned by the first. And the
-        marked buckets, as `table << 48 | part << FINEST | bucket`.
+        Edges as `later << 32 | earlier`, unordered, where the later row is the one that lies further back in its part; a pair
+        that several tables find is returned by the first. Members of marked buckets as `row << 32 | bucket`. And the number
+        of these buckets, which are counted from 0.
     """
     # Unpacked once, because each access counts references.
     masks, _, _, _, _, keys, key_lows, useds, lefts = tables
     part_values[0] = 0
-    edges, marked = np.empty(1024, np.uint64), np.empty(64, np.uint64)
-    edge_count, mark_count = 0, 0
+    edges, members = np.empty(1024, np.uint64), np.empty(64, np.uint64)
+    edge_count, member_count, marks = 0, 0, 0
     near = np.uint64(distance)
     largest = sizes.max()
     buckets = 1 << (_PART + 4)
@@ -383,11 +379,11 @@ def find_pairs(
         begin, end = starts[p], starts[p] + sizes[p]
         for table in range(first_table, last_table):
             key, low, whole = keys[table], key_lows[table], fine_bits(lefts[table], counts[p])
-            down, base = np.uint64(63 - useds[table] - whole), (table << 48) | ((part + p) << FINEST)
+            down = np.uint64(63 - useds[table] - whole)
             if whole <= _PART + 4:
-                edges, edge_count, marked, mark_count = _compare(
-                    part_values[begin - 1 : end], part_rows[begin - 1 : end], masks, table, key, low, down, whole, base,
-                    near, scratch, crowded, edges, edge_count, marked, mark_count,
+                edges, edge_count, members, member_count, marks = _compare(
+                    part_values[begin - 1 : end], part_rows[begin - 1 : end], masks, table, key, low, down, whole, near,
+                    scratch, edges, edge_count, members, member_count, marks,
                 )  # fmt: skip
                 continue
             fine = np.int64(_PART + 2)
@@ -405,9 +401,8 @@ def find_pairs(
             )  # fmt: skip
             for s in range(bounds.size - 1):
                 if bounds[s + 1] - bounds[s] > 1:
-                    edges, edge_count, marked, mark_count = _compare(
+                    edges, edge_count, members, member_count, marks = _compare(
                         dealt_values[bounds[s] - 1 : bounds[s + 1]], dealt_rows[bounds[s] - 1 : bounds[s + 1]], masks, table,
-                        key, low, down, fine, base | (s << fine), near, scratch, crowded, edges, edge_count, marked,
-                        mark_count,
+                        key, low, down, fine, near, scratch, edges, edge_count, members, member_count, marks,
                     )  # fmt: skip
-    return edges[:edge_count].copy(), marked[:mark_count].copy()
+    return edges[:edge_count].copy(), members[:member_count].copy(), marks

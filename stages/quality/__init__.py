@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
-from corpusprep.arrow import hash_strings
+from corpusprep.arrow import hash_strings, order_of
 from corpusprep.codes import matches, parse_pair
 from corpusprep.errors import RunError, SettingsError
 from corpusprep.stage import Outcome, Settings, StageSettings, load_function, pairs_of, split
@@ -175,9 +175,10 @@ def quality(
     verdict = np.zeros(table.num_rows, np.uint8)
     for k, name in enumerate(names):
         rows = codes == k
-        limit = cutoff(scores[rows], settings, name, evidence(settings, states.get(name, b"")))
+        mine = [scores[rows]]
+        limit = cutoff(mine.copy, settings, name, evidence(settings, states.get(name, b"")))
         if limit is not None:
-            verdict[rows] = scores[rows] < limit
+            verdict[rows] = mine[0] < limit
     return split(with_scores(table, scores), verdict, ["quality.score"])
 
 
@@ -233,11 +234,13 @@ def evidence(settings: QualitySettings, state: bytes) -> int | None:
     return rows_of(state)
 
 
-def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | None = None) -> float | None:
+def cutoff(
+    scores: Callable[[], Iterable[F32]], settings: QualitySettings, pair: str, evidence: int | None = None
+) -> float | None:
     """The score below which rows of a pair are dropped.
 
     Args:
-        scores: all scores of the pair, used only for a quantile.
+        scores: returns all scores of the pair, in pieces, as often as it is called: twice for a quantile, else never.
         pair: name of the pair, such as `"en-sw"`.
         evidence: result of `evidence` for the pair's state.
 
@@ -249,11 +252,23 @@ def cutoff(scores: F32, settings: QualitySettings, pair: str, evidence: int | No
         return None
     if rule.threshold is not None:
         return rule.threshold
-    judged = np.sort(scores[~np.isnan(scores)])
     assert rule.quantile is not None
-    if judged.size == 0:
+    high = np.zeros(1 << 16, np.int64)
+    for piece in scores():
+        high += np.bincount(order_of(piece[~np.isnan(piece)]) >> np.uint32(16), minlength=1 << 16)
+    size = int(high.sum())
+    if size == 0:
         return None
-    return float(judged[math.floor(rule.quantile * judged.size)])
+    place = math.floor(rule.quantile * size)
+    leading = int(np.searchsorted(np.cumsum(high), place, side="right"))
+    place -= int(high[:leading].sum())
+    low = np.zeros(1 << 16, np.int64)
+    for piece in scores():
+        order = order_of(piece[~np.isnan(piece)])
+        low += np.bincount(order[order >> np.uint32(16) == leading] & np.uint32(0xFFFF), minlength=1 << 16)
+    found = np.uint32(leading << 16 | int(np.searchsorted(np.cumsum(low), place, side="right")))
+    bits = found & np.uint32(0x7FFFFFFF) if found >> np.uint32(31) else ~found  # see `order_of`
+    return float(np.array(bits, np.uint32).view(np.float32))
 
 
 def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -> str | None:

@@ -22,11 +22,13 @@ from corpusprep.steps.read import read
 from corpusprep.store import Store
 
 
-def begin(recipe: Recipe, folder: Path, engine: Engine | None = None, progress: Progress | None = None) -> Run:
+def begin(
+    recipe: Recipe, folder: Path, engine: Engine | None = None, progress: Progress | None = None, memory: int = 1 << 30
+) -> Run:
     """A run in a folder, as a process that starts anew has it."""
     store = Store(folder / "parts")
     store.begin()
-    return Run(recipe, folder, store, engine or LocalEngine(1), progress or Progress(), RunResult(Accounts([])))
+    return Run(recipe, folder, store, engine or LocalEngine(1), progress or Progress(), RunResult(Accounts([])), memory)
 
 
 def read_parts(run: Run) -> list[Part]:

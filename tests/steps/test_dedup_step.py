@@ -46,6 +46,7 @@ def of(corpus: Path, *overrides: str) -> Recipe:
     return load_recipe(None, sources=[f"jsonl={corpus}"], overrides=[*OTHERS_OFF, "dedup.clusters=true", *overrides])
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 1])  # with one byte, all is decided on disk
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -61,12 +62,15 @@ def of(corpus: Path, *overrides: str) -> Recipe:
     ],
 )
 def test_what_goes_is_what_the_stage_drops_of_the_whole_table(
-    corpus: Path, tmp_path: Path, overrides: tuple[str, ...]
+    corpus: Path, tmp_path: Path, overrides: tuple[str, ...], memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = begin(of(corpus, *overrides), tmp_path / "out")
+    monkeypatch.setattr("corpusprep.steps.dedup._PIECE", 50)
+    step = begin(of(corpus, *overrides), tmp_path / "out", memory=memory)
     parts = read_parts(step)
     assert len(parts) == 4
-    table = with_column(parts, find_duplicates(step, parts))
+    column = find_duplicates(step, parts)
+    assert not list((tmp_path / "out" / "parts" / "tmp").glob("*/*"))
+    table = with_column(parts, column)
     found = [VERDICTS[code] for code in table["verdict"].to_pylist()]
     keepers = list(zip(*(table[f"keeper_{name}"].to_pylist() for name in ("source", "shard", "row")), strict=True))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from corpusprep.errors import RunError, SettingsError
 from corpusprep.stages.balance import (
+    SELECTION_SALT,
     BalanceSettings,
     PairCount,
+    Plan,
     TokenCounter,
     balance,
     count_pairs,
@@ -28,6 +31,8 @@ from corpusprep.stages.balance import (
 from corpusprep.stages.balance.shares import fill
 from corpusprep.stages.balance.tokens import bytes_per_token
 from corpusprep.stages.instruct import InstructSettings, instruct, render
+
+taking = importlib.import_module("corpusprep.stages.balance.take")  # the function of this name hides it in the package
 
 PAIRS = [f"en-{language}" for language in ("ar", "cs", "de", "ja", "sr", "sr_Latn", "sw", "te", "zh", "zh_Hant")] + [
     "de-fr"
@@ -480,3 +485,44 @@ def test_string_types_nulls_and_few_rows(kind: pa.DataType, n: int) -> None:
     outcome = balance(table, BalanceSettings(budget=10_000))
     assert outcome.kept.num_rows == n
     assert outcome.dropped.num_rows == 0
+
+
+# --- rows in pieces ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 1 << 32), n=st.integers(1, 3000), longest=st.sampled_from([2, 60, 3000]),
+    size=st.integers(1, 500), quality=st.sampled_from([None, "all", "few", "none"]), same=st.booleans(),
+    share=st.floats(0, 3), epochs=st.sampled_from([1.0, 2.5]), many=st.sampled_from([1, 50, 1 << 20]),
+    some=st.sampled_from([1, 10, 1 << 16]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_a_selection_from_pieces_is_that_from_a_table(
+    seed: int, n: int, longest: int, size: int, quality: str | None, same: bool, share: float, epochs: float, many: int,
+    some: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, longest, n).astype(np.int32)
+    key = rng.integers(0, 1 << 64, n, np.uint64)
+    if same:
+        key[: n // 2] = key[0]
+    scores = {
+        "all": rng.random(n), "few": rng.choice([0.0, -0.0, 1.0, np.nan, -2.5], n), "none": np.full(n, np.nan), None: None,
+    }[quality]  # fmt: skip
+    scores = scores.astype(np.float32) if scores is not None else None
+    target = int(tokens.sum() * share) + 1
+    chosen = BalanceSettings(select="hash" if scores is None else "score", epochs=epochs)
+    columns: dict[str, Any] = {"pair": pa.repeat("en-de", n), "key": key, "tokens": tokens}
+    if scores is not None:
+        columns["quality"] = pa.array(scores, from_pandas=True)
+    wanted = select(pa.table(columns), Plan(target, {"en-de": target}, {}, {}, {}, 0), chosen, 5)
+    pieces = [
+        taking.Piece(
+            tokens[at : at + size], key[at : at + size], scores[at : at + size] if scores is not None else None
+        )
+        for at in range(0, n, size)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taking, "_SOME", some)
+        found = taking.select_pieces(lambda: pieces, target, epochs, 5 + SELECTION_SALT, scores is not None, many)
+    assert np.concatenate([found.copies(k, piece) for k, piece in enumerate(pieces)]).tolist() == wanted.tolist()
