@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart train-demo test test-quality test-comet test-gpu check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart train-demo test test-quality test-comet test-ray test-gpu check bench clean-out all wheel help $(STAGES)
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,14 @@ $(VENV)-comet/.installed: pyproject.toml
 
 test-comet: $(VENV)-comet/.installed  ## compare the comet scorer with COMET itself, in a separate environment: .venv-comet
 	$(VENV)-comet/bin/python -m pytest tests/stages/quality/comet/test_unbabel.py
+
+$(VENV)-ray/.installed: pyproject.toml
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,ray]'
+	@touch $@
+
+test-ray: $(VENV)-ray/.installed  ## run the tests of the engine ray, on clusters on this machine, in a separate environment: .venv-ray
+	$(VENV)-ray/bin/python -m pytest tests/engines/test_ray.py
 
 test-gpu: $(STAMP)  ## run the tests that need a GPU, for scoring and training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality,train]'

@@ -61,7 +61,12 @@ def cli() -> None:
     "--source", "sources", multiple=True, metavar="FORMAT=PATH", help="Add a source: --source opus100=data/opus."
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes. [default: one per core; one for small input]")
-@click.option("--memory", type=_Bytes(), help="Memory that the run may use, such as 8G; limits the workers.")
+@click.option(
+    "--memory", type=_Bytes(), help="Memory that the run may use on a machine, such as 8G; limits the workers."
+)
+@click.option(
+    "--engine", metavar="ENGINE", help="Where tasks run: local, ray, or the address of a Ray cluster, ray://host:10001."
+)
 @click.option("--until", type=click.Choice(list(STAGES)), help="Stop after this stage; no mix is written.")
 @click.option("--redo", type=click.Choice(list(STAGES)), help="Do this stage and all that follows from it again.")
 @click.option("--dry-run", is_flag=True, help="Read the first rows of the sources and print what would happen.")
@@ -73,12 +78,14 @@ def run_command(
     sources: tuple[str, ...],
     workers: int | None,
     memory: int | None,
+    engine: str | None,
     until: str | None,
     redo: str | None,
     dry_run: bool,
     quiet: bool,
 ) -> None:
     """Run RECIPE (TOML) from its sources to the mix; an interrupted run continues where it stopped."""
+    from corpusprep.engines.open import open_engine
     from corpusprep.pipeline import dry_run as preview
     from corpusprep.pipeline import run
     from corpusprep.recipe import load_recipe
@@ -90,9 +97,10 @@ def run_command(
     if dry_run:
         click.echo(preview(loaded))
         return
-    result = run(
-        loaded, out, workers=workers, memory=memory, until=until, redo=redo, progress=Progress() if quiet else Bars()
-    )
+    with open_engine(engine or loaded.engine.address, workers) as where:
+        result = run(
+            loaded, out, workers=workers, memory=memory, until=until, redo=redo, engine=where, progress=Progress() if quiet else Bars()
+        )  # fmt: skip
     click.echo(summary(result.accounts))
     click.echo()
     for note in result.notes:

@@ -99,8 +99,11 @@ def run(
         if engine is None:
             size = sum(_file_size(file) for _, shards in sources for shard in shards for file in shard.files)
             engine = own = LocalEngine(default_workers(workers, memory, size))
+        engine.check(out, [shards[0].files[0] for _, shards in sources if shards])
         result = RunResult(Accounts(accounted(recipe)))
-        context = Run(recipe, out, store, engine, progress or Progress(), result, data_memory(memory, engine.workers))
+        context = Run(
+            recipe, out, store, engine, progress or Progress(), result, data_memory(memory, engine.workers_here)
+        )
         with own or contextlib.nullcontext():
             _take_steps(context, sources, until or STAGES[-1])
     return context.result

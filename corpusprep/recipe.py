@@ -8,7 +8,7 @@ import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -46,6 +46,14 @@ class RejectsSettings(Settings):
     beyond the quota then have only ids)."""
 
 
+class EngineSettings(Settings):
+    """Where tasks run. It does not change the mix."""
+
+    address: str = "local"
+    """`local`, `ray` (the cluster that runs on this machine or that `RAY_ADDRESS` names), or the address of a Ray cluster, such
+    as `ray://host:10001`. `--engine` takes precedence."""
+
+
 class Recipe(Settings):
     """The settings of a run: sources, the settings of each stage, a name and a seed."""
 
@@ -66,8 +74,13 @@ class Recipe(Settings):
     instruct: InstructSettings = InstructSettings()
     stage: tuple[UserStage, ...] = ()
     rejects: RejectsSettings = RejectsSettings()
+    engine: EngineSettings = EngineSettings()
     train: TrainSettings | None = None
     """Settings of `corpusprep train`. They do not change the mix."""
+
+    def of_the_mix(self) -> Self:
+        """The recipe without the tables that do not change the mix, for keys."""
+        return self.without("engine", "train")
 
     @field_validator("source")
     @classmethod

@@ -18,14 +18,14 @@ from test_imports import MODULES, PACKAGE
 from corpusprep import RunResult, keys, run
 from corpusprep.keys import code_digest, digest, imported_modules
 from corpusprep.stages.dedup import DedupSettings
-from corpusprep.steps import balance, dedup, finish, quality, read, verify
+from corpusprep.steps import balance, dedup, finish, quality, read, taken, verify
 
 Corpus = Callable[..., Path]
 TASKS: list[Callable[..., Any]] = [
     read.run_batch, verify.compare, dedup.mark_duplicates,
     quality.learn_pair, quality.score_part, quality.find_cutoff, quality.apply_threshold, quality.copy_score,
     balance.count_part, balance.add_up, balance.mark_candidates, balance.choose_rows,
-    finish.summarise, finish.render, finish.gather,
+    taken.summarise, finish.render, finish.gather,
 ]  # fmt: skip
 
 
@@ -162,7 +162,8 @@ SCORES = ["state", "quality", "cutoff", "passed"]
         ("steps/verdicts.py", [*SCORES, *CHOICE]),
         ("stages/balance/take.py", CHOICE),
         ("stages/instruct/templates.py", CHOICE),
-        ("steps/finish.py", OUTPUT),
+        ("steps/taken.py", OUTPUT),
+        ("steps/finish.py", ["render", "mix"]),
         ("report/accounts.py", ["render", "mix"]),
     ],
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -26,9 +27,21 @@ class Engine(ABC):
 
     Attributes:
         workers: number of processes that work at the same time.
+        workers_here: how many of them share the memory of one machine, at most.
     """
 
     workers: int = 1
+
+    @property
+    def workers_here(self) -> int:
+        return self.workers
+
+    def check(self, folder: Path, files: Sequence[str]) -> None:  # noqa: B027
+        """Checks before a run that every machine sees its folder and files. Nothing to do where there is only this one.
+
+        Raises:
+            RunError: a machine does not see them; the message names it.
+        """
 
     def map(
         self,

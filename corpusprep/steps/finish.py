@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusprep.arrow import combine, count_values, shaped
+from corpusprep.arrow import count_values, shaped
 from corpusprep.keys import code_digest, digest, file_digest, versions
-from corpusprep.parts import Column, Part, Unit, Work, by_pair, pair_column
+from corpusprep.parts import Column, Part, Unit, pair_column
 from corpusprep.stages import balance, instruct
 from corpusprep.steps.balance import token_counter, tokenizer_digest
+from corpusprep.steps.taken import Selection, find_selection, validation_hashes
 from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
 from corpusprep.store import ready, remove, write_table, writing
 
@@ -75,7 +76,7 @@ def finish(run: Run, decided: Decided) -> RunResult:
     """Writes mix, rejects and manifest, or finds them as an earlier run wrote them."""
     result = run.result
     key = _output_key(run, decided)
-    selection = _selected(run, decided)
+    selection = find_selection(run, decided.parts, decided.outcome)
     manifest = _finished(run, key)
     staging = run.store.path("output", "run", key)
     if manifest is None:
@@ -94,7 +95,7 @@ def finish(run: Run, decided: Decided) -> RunResult:
 
 def _output_key(run: Run, decided: Decided) -> str:
     """A digest of all that mix and rejects depend on."""
-    recipe = run.recipe.without("train")
+    recipe = run.recipe.of_the_mix()
     columns = [
         decided.outcome,
         decided.tokens,
@@ -134,7 +135,7 @@ def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection:
         for pair, rows, examples in piece.kept:
             entry = pairs.setdefault(pair, [0, 0])
             entry[0], entry[1] = entry[0] + rows, entry[1] + examples
-    accounts.check(sum(rows for rows, _ in pairs.values()), sum(piece.rejects for piece in rendered))
+    accounts.check(sum(rows for rows, _ in pairs.values()), sum(sum(piece.rejects.values()) for piece in rendered))
     made = _gather_all(run, staging, pieces)
     (staging / "rejects").mkdir(parents=True, exist_ok=True)
     if not any((staging / "rejects").glob("*.parquet")):
@@ -166,95 +167,62 @@ def _write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
     os.replace(scratch, run.out / "manifest.json")
 
 
-# -------------------------------------------------------------------------------------------------------- what is taken
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How much goes into the mix: copies of rows, and the validation hash up to which rows are the validation split."""
-
-    copies: int
-    validation: int | None
-
-
-def _selected(run: Run, decided: Decided) -> Selection:
-    settings = run.recipe.instruct
-    taken = run.derive(
-        "taken", "", summarise, by_pair(decided.parts), (settings.validation, run.recipe.seed),
-        of={"outcome": decided.outcome}, whole=True,
-    )  # fmt: skip
-    values = [taken.value(pair) for pair in taken.groups]
-    hashes = sorted(value for each in values for value in each["validation"])[: settings.validation]
-    return Selection(sum(each["copies"] for each in values), hashes[-1] if hashes else None)
-
-
-def summarise(work: Work) -> None:
-    """Counts the copies of a pair's rows, and finds the lowest of its validation hashes."""
-    count, seed = work.settings
-    outcome = work.columns["outcome"]
-    copies = 0
-    lowest = np.empty(0, np.uint64)
-    for part in work.parts:
-        copies += int(outcome.array(part, "copies").sum(dtype=np.int64))
-        if count:
-            keys = part.read("key")["key"].to_numpy()[outcome.kept(part)]
-            lowest = np.concatenate([lowest, validation_hashes(keys, seed)])
-            if lowest.size > count:
-                lowest = np.partition(lowest, count - 1)[:count]
-    work.write_value({"copies": copies, "validation": sorted(lowest.tolist())})
-
-
-def validation_hashes(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """The order in which rows are taken for validation, by their keys; see `instruct.validation_mask`."""
-    return combine(keys, seed + instruct.VALIDATION_SALT)
-
-
 # --------------------------------------------------------------------------------------------------------------- render
 
 
 @dataclass(frozen=True)
 class RenderTask:
-    """One unit: its kept rows become examples, its dropped rows a file of rejects."""
+    """Some units: their kept rows become examples, the dropped rows of each a file of rejects."""
 
-    unit: Unit
+    units: tuple[Unit, ...]
     columns: Mapping[str, Column]
-    """`outcome`, `tokens` and `scores` of the unit's parts, and with `dedup.clusters` also `duplicates`."""
+    """`outcome`, `tokens` and `scores` of the units' parts, and with `dedup.clusters` also `duplicates`."""
     files: int
     """Number of files of the mix."""
     validation: int | None
     """Rows whose validation hash is not above this are the validation split."""
-    examples: str
-    rejects: str
-    done: str
-    """The file that says so."""
+    folder: str
+    """Where examples, rejects, and what says that they are done, are written."""
     recipe: Recipe
 
     @property
     def name(self) -> str:
-        return self.unit.name
+        """The first unit's name, and a digest of all names: another choice of units has another name."""
+        return f"{self.units[0].name}.{digest([unit.name for unit in self.units])}"
 
     @property
     def rows(self) -> int:
-        return sum(self.unit.read.values())
+        return sum(sum(unit.read.values()) for unit in self.units)
+
+    @property
+    def examples(self) -> str:
+        return f"{self.folder}/examples/{self.name}.parquet"
+
+    @property
+    def done(self) -> str:
+        return f"{self.folder}/done/{self.name}.json"
+
+    def rejects(self, unit: Unit) -> str:
+        return f"{self.folder}/rejects/{unit.name}.parquet"
 
     def recall(self) -> Rendered | None:
-        """The result, if the unit is done and its files are there."""
+        """The result, if the units are done and their files are there."""
         found = _recall(self.done, Rendered)
-        if found is None or not all(ready(path) for path in (found.examples, found.rejects_path) if path is not None):
+        if found is None or not all(ready(path) for path in (found.examples, *found.rejects) if path is not None):
             return None
         return found
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What came of a unit."""
+    """What came of some units."""
 
     name: str
     examples: str | None
     groups: Sequence[tuple[int, int]]
     """File of the mix (-1: validation) -> row group in `examples`."""
-    rejects: int
-    rejects_path: str | None
+    rejects: Mapping[str, int]
+    """Path -> rows, of each unit that dropped some."""
     dropped: Sequence[tuple[str, str, str, int]]
     """(stage, pair, reason, rows) of the drops that follow the first step."""
     kept: Sequence[tuple[str, int, int]]
@@ -270,53 +238,78 @@ _REJECT_FIELDS: list[tuple[str, pa.DataType]] = [
         ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
 ]  # fmt: skip
 REJECT_COLUMNS = pa.schema(_REJECT_FIELDS)
+# Least and most that units rendered together may have: rows read, and copies of rows taken. And how many units they may be.
+_TASK_ROWS, _TASK_COPIES, _TASK_UNITS = (1 << 14, 1 << 20), (1 << 10, 50_000), 256
 _WITHOUT_TEXT = {"judged": ("dedup.exact", "quality.not_needed", "balance.quota"), "all": (), "none": None}
 
 
 def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection) -> list[Rendered]:
     """Renders all units, in their order; those that an interrupted run rendered are found."""
     settings = run.recipe.instruct
-    examples = selection.copies * (1 if settings.directions in ("forward", "backward") else 2)
-    files = max(1, -(-examples // settings.shard_rows))
+    directions = 1 if settings.directions in ("forward", "backward") else 2
+    files = max(1, -(-sum(selection.copies.values()) * directions // settings.shard_rows))
     columns = {"outcome": decided.outcome, "tokens": decided.tokens, "scores": decided.scores}
     if run.recipe.dedup.clusters:
         columns["duplicates"] = decided.duplicates
-    tasks = [
-        RenderTask(
-            unit, {name: column.of(unit.parts) for name, column in columns.items()}, files, selection.validation,
-            str(staging / "examples" / f"{unit.name}.parquet"), str(staging / "rejects" / f"{unit.name}.parquet"),
-            str(staging / "done" / f"{unit.name}.json"), run.recipe,
-        )
-        for unit in decided.units
-    ]  # fmt: skip
+    tasks = []
+    for units in _together(decided.units, selection.copies, run.engine.workers):
+        parts = [part for unit in units for part in unit.parts]
+        mine = {name: column.of(parts) for name, column in columns.items()}
+        tasks.append(RenderTask(units, mine, files, selection.validation, str(staging), run.recipe))
     return _staged(run, "render", "write examples and rejects", render, tasks)
 
 
+def _together(units: Sequence[Unit], copies: Mapping[str, int], workers: int) -> list[tuple[Unit, ...]]:
+    """Units that are rendered together: so many that a file of the mix is gathered from few row groups, and that small units
+    cost little, but enough tasks for all workers. The output does not depend on it."""
+    share = 4 * workers
+    rows, chosen = sum(sum(unit.read.values()) for unit in units), sum(copies.values())
+    limits = _within(rows // share, *_TASK_ROWS), _within(chosen // share, *_TASK_COPIES)
+    found: list[list[Unit]] = []
+    read = taken = 0
+    for unit in units:
+        more = sum(unit.read.values()), sum(copies[part.identity] for part in unit.parts)
+        if not found or len(found[-1]) == _TASK_UNITS or read + more[0] > limits[0] or taken + more[1] > limits[1]:
+            found.append([])
+            read = taken = 0
+        found[-1].append(unit)
+        read, taken = read + more[0], taken + more[1]
+    return list(map(tuple, found))
+
+
+def _within(value: int, least: int, most: int) -> int:
+    return max(least, min(most, value))
+
+
 def render(task: RenderTask) -> Rendered:
-    """Writes a unit's examples, sorted into row groups by their file of the mix, and its rejects."""
-    first = pq.read_table(task.unit.rejects)
-    if "stage" in first.column_names:
-        first = first.drop_columns(["stage"])
-    rejects = [shaped(first, REJECT_COLUMNS)]
+    """Writes the examples of some units, sorted into row groups by their file of the mix, and the rejects of each."""
+    rejected: dict[str, int] = {}
     dropped: Counter[tuple[str, str, str]] = Counter()
     rendered = []
-    kept: list[tuple[str, int, int]] = []
-    for part in task.unit.parts:
-        table, verdict = _judged(part, task.columns)
-        lost = _lost(part, table, verdict, task)
-        for reason, count in count_values(lost["reason"]).items():
-            dropped[reason.partition(".")[0], part.pair, reason] += count
-        rejects.append(shaped(lost, REJECT_COLUMNS))
-        chosen = table.filter(pa.array(verdict == 0))
-        if chosen.num_rows:
-            examples = _examples(chosen, task)
-            rendered += examples
-            kept.append((part.pair, chosen.num_rows, sum(each.num_rows for each in examples)))
+    kept: dict[str, list[int]] = {}
+    for unit in task.units:
+        first = pq.read_table(unit.rejects)
+        if "stage" in first.column_names:
+            first = first.drop_columns(["stage"])
+        rejects = [shaped(first, REJECT_COLUMNS)]
+        for part in unit.parts:
+            table, verdict = _judged(part, task.columns)
+            lost = _lost(part, table, verdict, task)
+            for reason, count in count_values(lost["reason"]).items():
+                dropped[reason.partition(".")[0], part.pair, reason] += count
+            rejects.append(shaped(lost, REJECT_COLUMNS))
+            chosen = table.filter(pa.array(verdict == 0))
+            if chosen.num_rows:
+                examples = _examples(chosen, task)
+                rendered += examples
+                entry = kept.setdefault(part.pair, [0, 0])
+                entry[0], entry[1] = entry[0] + chosen.num_rows, entry[1] + sum(each.num_rows for each in examples)
+        if count := _write_rejects(rejects, task.rejects(unit), task.recipe):
+            rejected[task.rejects(unit)] = count
     groups = _write_examples(rendered, task.examples) if rendered else []
-    count = _write_rejects(rejects, task)
     result = Rendered(
-        task.unit.name, task.examples if rendered else None, groups, count, task.rejects if count else None,
-        [(*names, n) for names, n in sorted(dropped.items())], sorted(kept),
+        task.name, task.examples if rendered else None, groups, rejected,
+        [(*names, n) for names, n in sorted(dropped.items())], [(pair, rows, count) for pair, (rows, count) in sorted(kept.items())],
     )  # fmt: skip
     _remember(result, task.done)
     return result
@@ -388,12 +381,13 @@ def _write_examples(rendered: Sequence[pa.Table], path: str) -> list[tuple[int, 
     return [(int(value), group) for group, value in enumerate(values)]
 
 
-def _write_rejects(tables: list[pa.Table], task: RenderTask) -> int:
+def _write_rejects(tables: list[pa.Table], path: str, recipe: Recipe) -> int:
+    """Writes the rejects of a unit, if there are some; returns their number."""
     table = pa.concat_tables(tables)
     table = table.take(pc.sort_indices(table, [("row", "ascending")]))
     stage = pc.replace_substring_regex(table["reason"], pattern=r"\..*", replacement="")
     table = table.set_column(REJECT_COLUMNS.get_field_index("stage"), "stage", stage)
-    silent = _WITHOUT_TEXT[task.recipe.rejects.text]
+    silent = _WITHOUT_TEXT[recipe.rejects.text]
     if silent is None or silent:
         hide: Any = True if silent is None else pc.is_in(table["reason"], value_set=pa.array(silent))
         for name in ("src", "tgt"):
@@ -401,10 +395,10 @@ def _write_rejects(tables: list[pa.Table], task: RenderTask) -> int:
             if isinstance(column, pa.Scalar):
                 column = pa.nulls(table.num_rows, pa.string())
             table = table.set_column(table.column_names.index(name), name, column)
-    if not task.recipe.dedup.clusters:
+    if not recipe.dedup.clusters:
         table = table.drop_columns(["keeper_source", "keeper_shard", "keeper_row"])
     if table.num_rows:
-        with writing(task.rejects) as scratch:
+        with writing(path) as scratch:
             write_table(table, scratch)
     return table.num_rows
 

@@ -116,7 +116,7 @@ def score(
     model = _model(settings) if comet and settings.enabled else ""
     # The folder's name does not depend on the version of this program: a score that took a GPU to compute outlives an edit.
     kept = _kept_folder(run, model) if model else None
-    this = digest(run.recipe.without("train"), model)
+    this = digest(run.recipe.of_the_mix(), model)
     if kept is not None:
         # Merges what other runs left. What this run left, in whichever round, stays aside until it ends: when it goes on after an
         # interruption, it must find what it would have found.

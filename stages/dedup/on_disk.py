@@ -38,6 +38,8 @@ Any_ = npt.NDArray[Any]
 _ROW = 100  # bytes a row of a partition takes while it is worked on
 _RANGE = 23  # log2 of the ranks whose edges are visited at a time
 _SAMPLE = 30_000  # fingerprints from which the number of blocks is chosen
+_CACHED = 1 << 18  # rows of a partition whose table of keys does not miss the cache at each row
+_MOST_BITS = 11  # log2 of the partitions by key, each of which has files
 _SPLIT = 8  # log2 of the parts into which a partition that is too large is dealt
 _SPREAD, _SLOT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
@@ -180,7 +182,7 @@ class _Decision:
 
     def _deal(self, ranks: U32 | None) -> Spill:
         """Deals all rows by a hash of what is compared: `key`, `rank` and, if it counts, `hash`."""
-        bits = min(12, max(0, (self.n // self.most).bit_length()))
+        bits = min(_MOST_BITS, (self.n // min(self.most, _CACHED)).bit_length())
         fields = {"key": np.uint64, "rank": np.uint32} | ({"hash": np.uint64} if self.hashed else {})
         spill = Spill(self.folder / "rows", 1 << bits, fields)
         place = 0
@@ -248,11 +250,10 @@ class _Decision:
         edges = Spill(self.folder / "edges", ranges, {"edge": np.uint64})
         members = Spill(self.folder / "members", ranges, {"member": np.uint64, "value": np.uint64})
         total, distance = int(first.rows.sum()), self.settings.max_distance
-        heads = [
-            first.read_some(p, -(-_SAMPLE * int(first.rows[p]) // total))["key"]
-            for p in np.flatnonzero(first.rows).tolist()
-        ]
-        sample = np.concatenate(heads) if heads else np.zeros(0, np.uint64)
+        # From all over the rows: duplicates often are neighbours, and a sample of neighbours would have too many of them.
+        sample = np.concatenate(
+            [np.zeros(0, np.uint64), *(first.every(p, "key", max(1, total // _SAMPLE)) for p in range(first.rows.size))]
+        )
         tables = search.make_tables(total, search.choose_blocks(sample, total, distance), distance)
         ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
         finder = _Finder(self, tables, edges, members)

@@ -70,6 +70,12 @@ class Spill:
             found[name] = np.fromfile(self._path(p, name), kind, count, offset=begin * np.dtype(kind).itemsize)
         return found
 
+    def every(self, p: int, name: str, step: int) -> Column:
+        """One field of every so many records of a partition."""
+        if not self.rows[p]:
+            return np.empty(0, self.fields[name])
+        return np.array(np.memmap(self._path(p, name), self.fields[name], "r")[::step])
+
     def whole(self, p: int) -> dict[str, Column]:
         if not self.rows[p]:
             return {name: np.empty(0, kind) for name, kind in self.fields.items()}
