@@ -142,7 +142,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     keys._modules_digest.cache_clear()
 
 
-OUTPUT = ["taken", "render", "mix"]
+OUTPUT = ["render", "mix"]
 CHOICE = ["tokens", "sums", "balance", *OUTPUT]
 SCORES = ["state", "quality", "cutoff", "passed"]
 
@@ -150,9 +150,9 @@ SCORES = ["state", "quality", "cutoff", "passed"]
 @pytest.mark.parametrize(
     ("module", "made"),
     [
-        ("kernels.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE]),
-        ("sources/lines.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE]),
-        ("stages/languages.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE]),
+        ("kernels.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE, "taken"]),
+        ("sources/lines.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE, "taken"]),
+        ("stages/languages.py", ["pass1", "verify", "dedup", *SCORES, *CHOICE, "taken"]),
         ("steps/verify.py", ["verify"]),
         ("stages/dedup/greedy.py", ["dedup"]),
         ("steps/dedup.py", ["dedup"]),
@@ -161,10 +161,10 @@ SCORES = ["state", "quality", "cutoff", "passed"]
         ("steps/kept_scores.py", SCORES),
         ("steps/verdicts.py", [*SCORES, *CHOICE]),
         ("stages/balance/take.py", CHOICE),
-        ("stages/instruct/templates.py", CHOICE),
-        ("steps/taken.py", OUTPUT),
-        ("steps/finish.py", ["render", "mix"]),
-        ("report/accounts.py", ["render", "mix"]),
+        ("stages/instruct/templates.py", [*CHOICE, "taken"]),
+        ("steps/taken.py", ["taken", *OUTPUT]),
+        ("steps/finish.py", OUTPUT),
+        ("report/accounts.py", OUTPUT),
     ],
 )
 def test_a_changed_line_redoes_what_depends_on_it(
@@ -192,7 +192,7 @@ def test_in_rounds_a_changed_line_redoes_what_depends_on_it(
 ) -> None:
     data, out = bitext(rows=300, shards=1), tmp_path / "out"
     rounds = (
-        "quality.scorer=test_rounds:by_hash", "quality.prior=lexical", "quality.threshold=0.5", "quality.until=budget",
+        "quality.scorer=scorers:by_hash", "quality.prior=lexical", "quality.threshold=0.5", "quality.until=budget",
         "balance.budget=4000",
     )  # fmt: skip
     run(recipe(data, *rounds), out)

@@ -9,21 +9,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from conftest import sentences
 from runs import digests, mix, recipe, rejects
 
 from corpusprep import SettingsError, load_recipe, run
-from corpusprep.arrow import hash_strings
 
 Corpus = Callable[..., Path]
-SCORER = "quality.scorer=test_rounds:by_hash"
-
-
-def by_hash(table: pa.Table) -> np.ndarray:
-    """A score in [0, 1) that text alone decides, and length does not."""
-    return (hash_strings(table["src"], 7) >> np.uint64(40)).astype(np.float64) / 2**24
+SCORER = "quality.scorer=scorers:by_hash"
 
 
 def in_budget(data: Path, *more: str) -> Any:
