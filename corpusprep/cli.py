@@ -97,7 +97,7 @@ def run_command(
     if dry_run:
         click.echo(preview(loaded))
         return
-    with open_engine(engine or loaded.engine.address, workers) as where:
+    with open_engine(engine or loaded.engine.address, workers, memory) as where:
         result = run(
             loaded, out, workers=workers, memory=memory, until=until, redo=redo, engine=where, progress=Progress() if quiet else Bars()
         )  # fmt: skip
@@ -366,7 +366,7 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
 def settings_command(table: str | None) -> None:
     """Print the settings of a TABLE of the recipe, or of all, with their defaults and meanings.
 
-    TABLE is a stage, or one of source, stage (a stage of your own), rejects and train.
+    TABLE is a stage, or one of source, stage (a stage of your own), rejects, engine and train.
     """
     from corpusprep.commands.settings import describe_settings
 

@@ -114,8 +114,8 @@ class Run:
                 mine = {name: wide.of(group.parts) for name, wide in of.items()}
                 todo.append(Work(group, settings, own, mine, outputs, hints or {}))
         # Where there are fewer tasks than workers, a task may use the cores of several.
-        threads = max(1, self.engine.workers // max(1, len(todo)))
-        memory = self.memory // max(1, min(self.engine.workers, len(todo)))
+        threads = max(1, self.engine.workers_here // max(1, len(todo)))
+        memory = self.memory // max(1, min(self.engine.workers_here, len(todo)))
         todo = [replace(work, threads=threads, memory=memory) for work in todo]
         tasks = [(work, rows(work.group) if rows else work.group.rows) for work in todo]
         for digests in self.map(title, partial(run_work, task), tasks, made=kind, resources=resources):

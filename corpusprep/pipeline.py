@@ -12,7 +12,7 @@ import numpy as np
 
 from corpusprep.arrow import count_values
 from corpusprep.derive import Run, RunResult
-from corpusprep.engines import Engine
+from corpusprep.engines import WORKER_MEMORY, Engine
 from corpusprep.engines.local import LocalEngine
 from corpusprep.errors import InputError, RunError
 from corpusprep.parts import Column, Part, pair_column
@@ -35,7 +35,6 @@ from corpusprep.store import Store, lock
 
 __all__ = ["RunResult", "dry_run", "run"]
 
-_WORKER_MEMORY = 900 << 20  # measured: a worker with the embedded models, on full batches
 _OWN_MEMORY = 700 << 20
 _PROCESS = 350 << 20  # a process that holds no data
 _LEAST_DATA = 256 << 20
@@ -132,7 +131,7 @@ def default_workers(workers: int | None, memory: int | None, input_bytes: int) -
     if workers is None:
         workers = 1 if input_bytes < _SMALL_INPUT else os.cpu_count() or 1
     if memory is not None:
-        workers = min(workers, max(1, (memory - _OWN_MEMORY) // _WORKER_MEMORY))
+        workers = min(workers, max(1, (memory - _OWN_MEMORY) // WORKER_MEMORY))
     return max(1, workers)
 
 
@@ -151,7 +150,10 @@ def free_memory() -> int:
         free.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
     with contextlib.suppress(OSError, ValueError):  # there it is "max" without a limit
         group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(kinds.get("inactive_file", 0))  # pages of files, which the system takes back when it needs them
+        free.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(free))
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+WORKER_MEMORY = 900 << 20
+"""Bytes that a worker needs; measured with the embedded models, on full batches."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -28,6 +31,7 @@ class Engine(ABC):
     Attributes:
         workers: number of processes that work at the same time.
         workers_here: how many of them share the memory of one machine, at most.
+        memory_here: bytes that they may use on the machine that has least; None to ask the machine that runs the pipeline.
     """
 
     workers: int = 1
@@ -35,6 +39,10 @@ class Engine(ABC):
     @property
     def workers_here(self) -> int:
         return self.workers
+
+    @property
+    def memory_here(self) -> int | None:
+        return None
 
     def check(self, folder: Path, files: Sequence[str]) -> None:  # noqa: B027
         """Checks before a run that every machine sees its folder and files. Nothing to do where there is only this one.

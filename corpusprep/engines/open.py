@@ -8,12 +8,15 @@ from corpusprep.engines import Engine
 from corpusprep.errors import SettingsError
 
 
-def open_engine(name: str, workers: int | None) -> contextlib.AbstractContextManager[Engine | None]:
+def open_engine(
+    name: str, workers: int | None = None, memory: int | None = None
+) -> contextlib.AbstractContextManager[Engine | None]:
     """An engine; None for `local`, where the run makes its own, with as many workers as suit the input.
 
     Args:
         name: `local`, `ray`, or the address of a Ray cluster, `ray://host:10001` or `host:6379`.
         workers: number of workers, at most.
+        memory: bytes that the workers of one machine may use.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -27,4 +30,4 @@ def open_engine(name: str, workers: int | None) -> contextlib.AbstractContextMan
         )
     from corpusprep.engines.ray import RayEngine
 
-    return RayEngine(None if name == "ray" else name, workers)
+    return RayEngine(None if name == "ray" else name, workers, memory)

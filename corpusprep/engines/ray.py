@@ -5,6 +5,7 @@ All nodes must see the run's folder and the sources under the same paths, and ha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import heapq
 import os
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from corpusprep.engines import Call, Engine
+from corpusprep.engines import WORKER_MEMORY, Call, Engine
 from corpusprep.errors import CorpusprepError, RunError
 
 T = TypeVar("T")
@@ -50,12 +51,13 @@ class RayEngine(Engine):
         address: of the cluster, `ray://host:10001` or `host:6379`; if not given, the one that `RAY_ADDRESS` names or that runs
             on this machine, else Ray is started here.
         workers: number of actors for CPUs, at most; by default one for each CPU of the cluster.
+        memory: bytes that the actors of one node may use; by default what Ray counts as the memory of the node.
 
     Raises:
         RunError: Ray is not installed, or the cluster cannot be reached.
     """
 
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+    def __init__(self, address: str | None = None, workers: int | None = None, memory: int | None = None) -> None:
         try:
             import ray
         except ImportError:
@@ -72,8 +74,12 @@ class RayEngine(Engine):
             raise RunError(
                 f"Ray: {named} cannot be reached ({_first_line(error)}). Start it with ray start --head, or correct the address."
             ) from None
-        self._watcher = subprocess.Popen([sys.executable, "-S", "-c", _WATCH], stdin=subprocess.PIPE)
-        total = int(ray.cluster_resources().get("CPU", 0))
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-S", "-c", _WATCH], stdin=subprocess.PIPE, start_new_session=True
+        )
+        atexit.register(self._farewell)
+        self._memory = memory
+        total = sum(map(self._room, self._nodes()))
         self.workers = max(1, min(workers or total, total))
         self._pools: dict[str, _Pool] = {}
 
@@ -92,12 +98,32 @@ class RayEngine(Engine):
         self._pools = {}
         if self._own:
             self._ray.shutdown()
-        self._watcher.communicate(b"end")
+        self._farewell()
+        atexit.unregister(self._farewell)
+
+    def _farewell(self) -> None:
+        """Tells the process that watches that this one ends as it should."""
+        if self._watcher.stdin is not None and not self._watcher.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._watcher.communicate(b"end")
 
     @property
     def workers_here(self) -> int:
         """See `Engine`."""
-        return min(self.workers, max((int(node["Resources"].get("CPU", 0)) for node in self._nodes()), default=1))
+        return min(self.workers, max(map(self._room, self._nodes()), default=1))
+
+    @property
+    def memory_here(self) -> int | None:
+        """See `Engine`."""
+        return min((self._memory_of(node) for node in self._nodes()), default=None)
+
+    def _memory_of(self, node: dict[str, Any]) -> int:
+        own = int(node["Resources"].get("memory", 4 << 30))
+        return min(own, self._memory) if self._memory is not None else own
+
+    def _room(self, node: dict[str, Any]) -> int:
+        """Actors that a node has room for."""
+        return min(int(node["Resources"]["CPU"]), max(1, self._memory_of(node) // WORKER_MEMORY))
 
     def _nodes(self) -> list[dict[str, Any]]:
         """The nodes that have CPUs."""
@@ -148,12 +174,15 @@ class RayEngine(Engine):
                         "--num-gpus), or run without --engine ray, on the CPUs of one machine."
                     )
             self._pools[kind] = _Pool(self._ray, kind, count)
+        pool = self._pools[kind]
         try:
-            yield from self._pools[kind].run(call, tasks)
+            yield from pool.run(call, tasks)
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise RunError(
                 f"Ray: the cluster is lost ({_first_line(error)}). Start it and the run again: it continues where it stopped."
             ) from None
+        finally:
+            pool.drop_tasks()
 
 
 def _knock(address: str | None) -> None:
@@ -197,11 +226,8 @@ class _Worker:
                 self.context = () if self.setup is None else (self.setup(),)
             return self.function(*self.context, task), None, ""
         except Exception as error:
-            return (
-                None,
-                error if isinstance(error, CorpusprepError) else RuntimeError(repr(error)),
-                traceback.format_exc(),
-            )
+            known = isinstance(error, CorpusprepError | OSError | MemoryError)
+            return None, error if known else RuntimeError(repr(error)), traceback.format_exc()
 
 
 @dataclass(eq=False)
@@ -222,7 +248,14 @@ class _Pool:
 
     def __init__(self, ray: Any, kind: str, count: int) -> None:
         self.ray = ray
-        options = {"num_cpus": 1, "num_gpus": 1 if kind == "gpu" else 0, "scheduling_strategy": "SPREAD"}
+        # The actors for CPUs stay where they are, idle, while those for GPUs work: these must not wait for a CPU.
+        needs = {"num_cpus": 0, "num_gpus": 1} if kind == "gpu" else {"num_cpus": 1}
+        options = {**needs, "scheduling_strategy": "SPREAD"}
+        errors = ray.exceptions
+        self.losses = (
+            errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError,
+            errors.ActorUnschedulableError,
+        )  # fmt: skip
         self.make = ray.remote(_Worker).options(**options).remote
         self.actors: list[_Actor] = []
         self.calls = 0
@@ -273,11 +306,7 @@ class _Pool:
                 actor, which, task = flying.pop(reference)
                 try:
                     result, error, trace = self.ray.get(reference)
-                except (
-                    self.ray.exceptions.RayActorError,
-                    self.ray.exceptions.WorkerCrashedError,
-                    self.ray.exceptions.NodeDiedError,
-                ):
+                except self.losses:
                     lost = [(which, task), *((w, t) for a, w, t in flying.values() if a is actor)]
                     flying = {ref: entry for ref, entry in flying.items() if entry[0] is not actor}
                     self._lost(actor)
@@ -304,6 +333,13 @@ class _Pool:
                     given += 1
                     yield heapq.heappop(done)[1]
 
+    def drop_tasks(self) -> None:
+        """Replaces the actors that still have tasks, after a failure or where nobody wants more results."""
+        for actor in [actor for actor in self.actors if actor.tasks]:
+            with contextlib.suppress(Exception):
+                self.ray.kill(actor.handle)
+                self._lost(actor)
+
     def _free(self) -> _Actor | None:
         """The actor for the next task: the one that has fewest, if there is room."""
         ready = [actor for actor in self.actors if actor.ready is None]
@@ -313,7 +349,7 @@ class _Pool:
     def _arrived(self, actor: _Actor) -> None:
         try:
             self.ray.get(actor.ready)
-        except self.ray.exceptions.RayActorError:
+        except self.losses:
             self._lost(actor)
             return
         actor.ready = None

@@ -59,7 +59,7 @@ def mark_duplicates(work: Work) -> None:
     fingerprints, hashes = rows["fingerprint"].to_numpy(), rows["text_hash"].to_numpy()
     if order is not None:
         fingerprints, hashes = fingerprints[order], hashes[order]
-    verdict, keeper = dedup.decide(fingerprints, hashes, settings, min(work.threads, os.cpu_count() or 1))
+    verdict, keeper = dedup.decide(fingerprints, hashes, settings, _threads(work))
     if order is not None:
         unordered, keepers = np.empty_like(verdict), np.empty_like(keeper)
         unordered[order], keepers[order] = verdict, order[keeper]
@@ -72,6 +72,10 @@ def mark_duplicates(work: Work) -> None:
             found |= _provenance(work.parts, rows, part_of, keeper[mine])
         work.write(part, found)
         start += part.rows
+
+
+def _threads(work: Work) -> int:
+    return min(work.threads, os.cpu_count() or 1)
 
 
 def _order(
@@ -95,9 +99,16 @@ def _order(
 
 def _mark_on_disk(work: Work, settings: dedup.DedupSettings) -> None:
     """The same for a group that memory does not hold."""
+    folder = Path(tempfile.mkdtemp(dir=_made(Path(work.hints["scratch"]))))
+    try:
+        _write_from_disk(work, settings, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_from_disk(work: Work, settings: dedup.DedupSettings, folder: Path) -> None:
     from corpusprep.stages.dedup import on_disk
 
-    folder = Path(tempfile.mkdtemp(dir=_made(Path(work.hints["scratch"]))))
     pieces = _pieces(work.parts)
 
     def rows() -> Iterator[on_disk.Rows]:
@@ -106,7 +117,7 @@ def _mark_on_disk(work: Work, settings: dedup.DedupSettings) -> None:
                 found["fingerprint"].to_numpy(), found["text_hash"].to_numpy(), _rank_by(found, settings)
             )
 
-    decision = on_disk.decide(rows, work.group.rows, settings, folder, work.memory, work.threads)
+    decision = on_disk.decide(rows, work.group.rows, settings, folder, work.memory, _threads(work))
     place = 0
     places = _Provenance(work.parts, pieces, folder) if settings.clusters else None
     for units in pieces:
@@ -125,7 +136,6 @@ def _mark_on_disk(work: Work, settings: dedup.DedupSettings) -> None:
                 work.write(part, columns)
                 start += part.rows
             place += count
-    shutil.rmtree(folder)
 
 
 def _made(folder: Path) -> Path:

@@ -140,6 +140,8 @@ def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection:
     (staging / "rejects").mkdir(parents=True, exist_ok=True)
     if not any((staging / "rejects").glob("*.parquet")):
         write_table(REJECT_COLUMNS.empty_table(), staging / "rejects" / "none.parquet")
+    for path in staging.rglob("*.tmp"):  # of workers that were killed
+        remove(path)
     facts = _facts(pairs, made)
     (staging / "mix" / "README.md").write_text(_card(run.recipe, facts, _VALIDATION in pieces), encoding="utf-8")
     manifest = _manifest(run, key, staging, made, facts, decided)

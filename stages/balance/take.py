@@ -123,7 +123,7 @@ def select_pieces(
     if rest == 0:
         return Selection(whole, salt, 0, {})
     prefix, taken = 0, 0
-    later: list[tuple[int, int]] = []  # ends of the bins that follow, from the nearest on, and their rows
+    later: list[_Bin] = []  # that follow, the next one first
     counts = first
     while True:
         sums = taken + np.cumsum(counts.tokens)
@@ -131,28 +131,44 @@ def select_pieces(
         # longest row would still fit.
         critical = int(np.searchsorted(sums + first.longest, rest, side="right"))
         taken = int(sums[critical - 1]) if critical else taken
-        shift = 16 * (_DIGITS - 1 - level)
-        later = [
-            (prefix + (bin + 1 << shift), int(counts.rows[bin]))
-            for bin in range(critical + 1, 1 << 16)
-            if counts.rows[bin]
-        ] + later
-        prefix += critical << shift
+        bins = _bins(counts, prefix, level, critical)
+        prefix += critical << _shift(level)
         if counts.rows[critical] <= many or level == _DIGITS - 1:
-            later.insert(0, (prefix + (1 << shift), int(counts.rows[critical])))
+            later = bins + later
             break
-        level += 1
+        level, later = level + 1, bins[1:] + later
         counts = _count(pieces, salt, prefix, level)
     more: dict[int, list[int]] = {}
-    begin, passed, done = prefix, 0, False
+    passed, done = 0, False
     while later and not done:
-        end, rows = later.pop(0)
-        while later and rows < _SOME:
-            end, added = later.pop(0)
-            rows += added
+        begin, level, rows = later.pop(0)
+        if rows > many and level < _DIGITS - 1:
+            later = _bins(_count(pieces, salt, begin, level + 1), begin, level + 1) + later
+            continue
+        end = begin + (1 << _shift(level))
+        while later and rows < _SOME and rows + later[0].rows <= many:
+            end, rows = later[0].begin + (1 << _shift(later[0].level)), rows + later[0].rows
+            later.pop(0)
         taken, passed, done = _take_between(pieces, salt, begin, end, rest, taken, passed, more)
-        begin = end
     return Selection(whole, salt, prefix, more)
+
+
+class _Bin(NamedTuple):
+    """Rows whose orders have the same digits up to a level: the first of these orders, the level, and the number of rows."""
+
+    begin: int
+    level: int
+    rows: int
+
+
+def _shift(level: int) -> int:
+    return 16 * (_DIGITS - 1 - level)
+
+
+def _bins(counts: _Counts, prefix: int, level: int, first: int = 0) -> list[_Bin]:
+    """The bins of a digit that have rows, from one on."""
+    digits = (first + np.flatnonzero(counts.rows[first:])).tolist()
+    return [_Bin(prefix + (digit << _shift(level)), level, int(counts.rows[digit])) for digit in digits]
 
 
 class _Counts(NamedTuple):

@@ -8,7 +8,8 @@
 
 A partition has a share of the memory. One that is too large is dealt again: by more bits of the block, then for each table
 by the bits of its key. If all its rows have the same bits, it is one bucket, whose rows need not be compared pairwise.
-What is held for all rows is one bit each, and the files of the results, which are mapped.
+What is held for all rows is one bit each, and 12 bytes for each table and kept row of a crowded bucket. The files of the
+results are mapped.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def decide(
         rows: returns all rows, in pieces, as often as it is called.
         n: number of rows, below 2**32.
         settings: `exact`, `near`, `max_distance` and `clusters` are used.
-        folder: an empty folder for files, about 60 bytes a row at a time; the result lies there, too.
+        folder: an empty folder for files, about 70 bytes a row at a time; the result lies there, too.
         memory: bytes to use, at least some 100 MB.
         threads: number of threads; the result depends neither on it nor on the memory.
 
@@ -309,11 +310,15 @@ class _Decision:
         for spill in apart:
             spill.remove()
 
+    def number(self, buckets: int) -> int:
+        """The number of the first of some new buckets."""
+        with self.lock:
+            self.buckets += buckets
+            return self.buckets - buckets
+
     def emit(self, part_edges: U64, part_members: U64, values: U64, buckets: int, edges: Spill, members: Spill) -> None:
         """Adds what was found in a part, by rank; its buckets are counted from 0."""
-        with self.lock:
-            part_members = part_members + np.uint64(self.buckets)
-            self.buckets += buckets
+        part_members = part_members + np.uint64(self.number(buckets))
         if part_edges.size:
             edges.append((part_edges >> np.uint64(32 + _RANGE)).astype(np.uint32), {"edge": part_edges})
         if part_members.size:
@@ -399,10 +404,11 @@ class _Finder:
         if rows < 2:
             return
         if left == 0:  # one bucket
-            for number, piece in enumerate(spill.read(p)):
-                member = piece["rank"].astype(np.uint64) << np.uint64(32)
-                back = np.uint64(int(number > 0))  # the number of the bucket is that of the first piece
-                self.decision.emit(_NO_HASHES, member - back, piece["key"], int(number == 0), self.edges, self.members)
+            bucket = np.uint64(self.decision.number(1))
+            for piece in spill.read(p):
+                member = piece["rank"].astype(np.uint64) << np.uint64(32) | bucket
+                which = (member >> np.uint64(32 + _RANGE)).astype(np.uint32)
+                self.members.append(which, {"member": member, "value": piece["key"]})
             return
         if rows > self.decision.most:
             step = min(left, _SPLIT)

@@ -65,6 +65,10 @@ def fail_strangely(task: int) -> int:
     raise ZeroDivisionError(f"task {task}")
 
 
+def fill_up(task: int) -> int:
+    raise OSError(28, "No space left on device")
+
+
 def die_once(task: tuple[int, str]) -> int:
     number, marker = task
     if number == 3 and not os.path.exists(marker):
@@ -113,6 +117,8 @@ def test_errors_of_tasks_are_raised_here(cluster: Cluster) -> None:
         with pytest.raises(RuntimeError, match="ZeroDivisionError") as caught:
             list(engine.map(fail_strangely, [1]))
         assert "fail_strangely" in caught.value.__notes__[0]
+        with pytest.raises(OSError, match="No space left"):
+            list(engine.map(fill_up, range(5)))
         assert sorted(engine.map(slow_first, range(5))) == list(range(5))
 
 
@@ -128,6 +134,23 @@ def test_a_task_whose_worker_dies_is_done_again_but_not_for_ever(cluster: Cluste
 def test_a_cluster_without_a_gpu_says_so(cluster: Cluster) -> None:
     with RayEngine(cluster.address) as engine, pytest.raises(RunError, match="no node of this Ray cluster has one"):
         list(engine.map(slow_first, range(3), resources={"gpu": 1}))
+
+
+def test_a_gpu_is_used_after_the_cpus_have_worked(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the node says that it has one; nothing is computed on it
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+    with RayEngine(cluster.address) as engine:
+        cpus = {node for _, node in engine.map(node_of, range(30))}
+        gpus = {node for _, node in engine.map(node_of, range(9), resources={"gpu": 1.0})}
+        assert (len(cpus), len(gpus)) == (3, 1)
+
+
+def test_memory_limits_the_workers_of_a_node(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=8)
+    cluster.wait_for_nodes()
+    with RayEngine(cluster.address, memory=2 << 30) as engine:
+        assert (engine.workers, engine.workers_here, engine.memory_here) == (4, 2, 2 << 30)
 
 
 def test_a_cluster_that_is_not_there_says_so() -> None:

@@ -172,3 +172,25 @@ def test_settings_of_the_training_do_not_write_the_mix_again(bitext: Corpus, tmp
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest == result.manifest
         assert manifest["recipe"] == recipe(data, *override).model_dump(mode="json")
+
+
+def test_what_a_killed_worker_left_is_no_part_of_the_output(
+    bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from corpusprep.steps import finish
+
+    data, out = bitext(rows=60), tmp_path / "out"
+    run(recipe(data), tmp_path / "whole")
+    gather = finish.gather
+
+    def leaving(task: finish.MixTask) -> finish.MixFile:
+        folder = Path(task.output).parent
+        for name in (f"{task.output}.7-abcd.tmp", folder.parent / "rejects" / "x.parquet.7-abcd.tmp"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_bytes(b"half")
+        return gather(task)
+
+    monkeypatch.setattr(finish, "gather", leaving)
+    run(recipe(data), out, workers=1)
+    assert digests(out) == digests(tmp_path / "whole")
+    assert ".tmp" not in (out / "manifest.json").read_text()

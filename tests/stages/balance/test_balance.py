@@ -526,3 +526,25 @@ def test_a_selection_from_pieces_is_that_from_a_table(
         patch.setattr(taking, "_SOME", some)
         found = taking.select_pieces(lambda: pieces, target, epochs, 5 + SELECTION_SALT, scores is not None, many)
     assert np.concatenate([found.copies(k, piece) for k, piece in enumerate(pieces)]).tolist() == wanted.tolist()
+
+
+def test_few_rows_are_put_in_order_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nearly all rows have the same score, or none, and the target is reached just before them."""
+    sizes: list[int] = []
+    whole = taking.take
+
+    def take(tokens: Any, order: Any, *rest: Any) -> Any:
+        sizes.append(len(order))
+        return whole(tokens, order, *rest)
+
+    monkeypatch.setattr(taking, "take", take)
+    rng = np.random.default_rng(3)
+    n = 300_000
+    quality = np.full(n, np.nan, np.float32)
+    quality[:100] = 1
+    piece = taking.Piece(np.full(n, 100, np.int32), rng.integers(0, 1 << 64, n, np.uint64), quality)
+    for target in (9_900, 10_050, 2_000_000):
+        found = taking.select_pieces(lambda: [piece], target, 1.0, 7, True, 20_000)
+        assert abs(int(found.copies(0, piece).sum()) * 100 - target) <= 50
+        assert found.copies(0, piece)[:99].sum() >= 98
+    assert max(sizes) <= 20_000

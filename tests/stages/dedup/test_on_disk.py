@@ -112,6 +112,24 @@ def test_memory_and_threads_do_not_change_the_result(tmp_path: Path) -> None:
     assert np.array_equal(found[0][1], found[1][1])
 
 
+def test_crowded_buckets_that_are_read_in_pieces_by_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bucket has one number, whatever other threads number meanwhile."""
+    for module in (spill, on_disk):
+        monkeypatch.setattr(module, "PIECE", 500)
+    rng = np.random.default_rng(4)
+    centres = rng.integers(0, 1 << 64, 40, np.uint64) & ~np.uint64(0xFFFFF)
+    values = centres[rng.integers(0, 40, 60_000)] | rng.integers(0, 1 << 20, 60_000).astype(np.uint64)
+    wanted, _ = in_memory(values, values, None, DedupSettings())
+    decision = on_disk._Decision(
+        lambda: [on_disk.Rows(values, values)], values.size, DedupSettings(), tmp_path, 1 << 30, 4
+    )
+    decision.most = 500
+    assert np.array_equal(decision.run().verdict, wanted)
+    assert decision.buckets > 100
+
+
 def test_ranks_of_many_different_orders_are_found_in_several_looks(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     order = rng.integers(0, 1 << 32, 5000).astype(np.uint32)
