@@ -48,7 +48,7 @@ test-comet: $(VENV)-comet/.installed  ## compare the comet scorer with COMET its
 
 $(VENV)-ray/.installed: pyproject.toml
 	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
-	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,ray]'
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
 	@touch $@
 
 test-ray: $(VENV)-ray/.installed  ## run the tests of the engine ray, on clusters on this machine, in a separate environment: .venv-ray

@@ -108,6 +108,8 @@ class _Decision:
         self.memory, self.threads = memory, threads
         self.most = max(1 << 16, memory // 2 // threads // _ROW)
         """Rows of a partition."""
+        self.room = max(16 << 20, memory // 16)
+        """Bytes of records that are held until they are written."""
         self.hashed = settings.near and settings.exact
         """Whether hashes of text are needed beside fingerprints."""
         self.buckets = 0
@@ -185,7 +187,7 @@ class _Decision:
         """Deals all rows by a hash of what is compared: `key`, `rank` and, if it counts, `hash`."""
         bits = min(_MOST_BITS, (self.n // min(self.most, _CACHED)).bit_length())
         fields = {"key": np.uint64, "rank": np.uint32} | ({"hash": np.uint64} if self.hashed else {})
-        spill = Spill(self.folder / "rows", 1 << bits, fields)
+        spill = Spill(self.folder / "rows", 1 << bits, fields, self.room)
         place = 0
         for piece in self.rows():
             key = piece.fingerprint if self.settings.near else piece.text_hash
@@ -261,7 +263,7 @@ class _Decision:
         for begin, end in zip([0, *ends], ends, strict=False):
             coarse = int(tables.coarse[begin])
             bits = min(coarse, (total // self.most).bit_length())
-            dealt = Spill(self.folder / "blocks", 1 << bits, {"key": np.uint64, "rank": np.uint32})
+            dealt = Spill(self.folder / "blocks", 1 << bits, {"key": np.uint64, "rank": np.uint32}, self.room)
             for p in np.flatnonzero(first.rows).tolist():
                 for piece in first.read(p):
                     which = _numbers(piece["key"], tables.firsts[begin], tables.first_lows[begin], 0, bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -162,9 +163,10 @@ def test_a_node_that_does_not_see_a_file_is_named(cluster: Cluster, tmp_path: Pa
     with RayEngine(cluster.address) as engine, open(__file__) as opened:
         engine.check(tmp_path, [__file__])
         assert list(tmp_path.iterdir()) == []
-        mine = f"/proc/self/fd/{opened.fileno()}"  # only this process has it
+        number = fcntl.fcntl(opened, fcntl.F_DUPFD, 900)  # a name that only this process has
         with pytest.raises(RunError, match=r"the node \S+ does not see /proc/self/fd"):
-            engine.check(tmp_path, [mine])
+            engine.check(tmp_path, [f"/proc/self/fd/{number}"])
+        os.close(number)
 
 
 @pytest.mark.parametrize("nodes", [2, 3])
