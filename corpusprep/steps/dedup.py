@@ -6,11 +6,9 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +16,14 @@ import pyarrow as pa
 
 from corpusprep.arrow import order_of
 from corpusprep.parts import Column, Group, Part, Work, by_pair
+from corpusprep.sources.read_ahead import read_ahead
 from corpusprep.stages import dedup
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
 
 _BYTES = 110  # that a row takes if its group is decided in memory
-_PIECE = 1 << 20  # rows that are read at a time if it is not
+_AHEAD = 4  # batches that are read ahead if it is not
 _PREFERENCE = {"form": ["flaws"], "score": ["score"], "first": []}  # columns of a part by which its rows are ranked
 
 
@@ -65,11 +64,12 @@ def mark_duplicates(work: Work) -> None:
         unordered[order], keepers[order] = verdict, order[keeper]
         verdict, keeper = unordered, keepers
     start = 0
+    provenance = _Provenance(work.parts, part_of, rows["row"].to_numpy())
     for part in work.parts:
         mine = slice(start, start + part.rows)
         found: dict[str, Any] = {"verdict": verdict[mine]}
         if settings.clusters:
-            found |= _provenance(work.parts, rows, part_of, keeper[mine])
+            found |= provenance.of(keeper[mine])
         work.write(part, found)
         start += part.rows
 
@@ -87,8 +87,7 @@ def _order(
         ranks = np.array([part.rank for part in parts], np.int64).reshape(-1, 3)
         keys = [rows["row"].to_numpy(), ranks[part_of, 1], ranks[part_of, 0]]
     if settings.keep == "score":
-        score = np.asarray(rows["score"].to_numpy(zero_copy_only=False), np.float32)
-        keys.append(-np.where(np.isnan(score), -np.inf, score))
+        keys.append(_negated(rows))
     elif settings.keep == "form":
         keys.append(rows["flaws"].to_numpy())
     return np.lexsort(keys) if keys else None
@@ -109,33 +108,36 @@ def _mark_on_disk(work: Work, settings: dedup.DedupSettings) -> None:
 def _write_from_disk(work: Work, settings: dedup.DedupSettings, folder: Path) -> None:
     from corpusprep.stages.dedup import on_disk
 
-    pieces = _pieces(work.parts)
+    batches = [_Batch(tuple(parts)) for _, parts in itertools.groupby(work.parts, key=lambda part: part.rank)]
+
+    def read(*columns: str) -> Iterator[pa.Table]:
+        return read_ahead([lambda: (batch.read(*columns) for batch in batches)], 1, _AHEAD)
 
     def rows() -> Iterator[on_disk.Rows]:
-        for found, _ in _read_ahead(pieces, ["fingerprint", "text_hash", *_PREFERENCE[settings.keep]]):
-            yield on_disk.Rows(
-                found["fingerprint"].to_numpy(), found["text_hash"].to_numpy(), _rank_by(found, settings)
-            )
+        for table in read("fingerprint", "text_hash"):
+            yield on_disk.Rows(table["fingerprint"].to_numpy(), table["text_hash"].to_numpy())
 
-    decision = on_disk.decide(rows, work.group.rows, settings, folder, work.memory, _threads(work))
-    place = 0
-    places = _Provenance(work.parts, pieces, folder) if settings.clusters else None
-    for units in pieces:
-        for unit in units:
-            count = sum(part.rows for part in unit)
-            mine = slice(place, place + count)
-            order = _by_row(unit)
-            verdict = _unordered(decision.verdict[mine], order)
-            keeper = _unordered(decision.keeper[mine], order) if decision.keeper is not None else None
-            start = 0
-            for part in unit:
-                some = slice(start, start + part.rows)
-                columns: dict[str, Any] = {"verdict": verdict[some]}
-                if places is not None and keeper is not None:
-                    columns |= places.of(keeper[some])
-                work.write(part, columns)
-                start += part.rows
-            place += count
+    preference = _PREFERENCE[settings.keep]
+    orders = (lambda: map(_ORDER_BY[settings.keep], read(*preference))) if preference else None
+    decision = on_disk.decide(rows, orders, work.group.rows, settings, folder, work.memory, _threads(work))
+    provenance = None
+    if settings.clusters:
+        part_of = np.memmap(folder / "part", np.int32, "w+", shape=(work.group.rows,))
+        row = np.memmap(folder / "row", np.int64, "w+", shape=(work.group.rows,))
+        first, start = 0, 0
+        for batch in batches:
+            for number, (part, places) in enumerate(zip(batch.parts, batch.places(), strict=True), start=first):
+                part_of[start + places], row[start + places] = number, part.read("row")["row"].to_numpy()
+            first, start = first + len(batch.parts), start + batch.rows
+        provenance = _Provenance(work.parts, part_of, row)
+    start = 0
+    for batch in batches:
+        for part, places in zip(batch.parts, batch.places(), strict=True):
+            found: dict[str, Any] = {"verdict": decision.verdict[start + places]}
+            if provenance is not None and decision.keeper is not None:
+                found |= provenance.of(decision.keeper[start + places])
+            work.write(part, found)
+        start += batch.rows
 
 
 def _made(folder: Path) -> Path:
@@ -143,109 +145,62 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-Unit = Sequence[Part]
-"""Parts of one batch: one, or one for each pair, whose rows alternate in their shard."""
+class _Batch(NamedTuple):
+    """Parts of one batch of a shard: one, or one for each pair, whose rows alternate there."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def read(self, *columns: str) -> pa.Table:
+        """Columns of the rows, in the order of the shard."""
+        table = pa.concat_tables([part.read(*columns) for part in self.parts])
+        return table if len(self.parts) == 1 else table.take(self._order())
+
+    def places(self) -> list[npt.NDArray[np.int64]]:
+        """Of each part, the places of its rows among those of the batch, in the order of the shard."""
+        places = np.arange(self.rows)
+        if len(self.parts) > 1:
+            places[self._order()] = np.arange(self.rows)
+        return np.split(places, np.cumsum([part.rows for part in self.parts])[:-1])
+
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(np.concatenate([part.read("row")["row"].to_numpy() for part in self.parts]), kind="stable")
 
 
-def _pieces(parts: Sequence[Part]) -> list[list[Unit]]:
-    """The parts, units together, in pieces of about a million rows."""
-    pieces: list[list[Unit]] = [[]]
-    rows = 0
-    for _, unit in itertools.groupby(parts, key=lambda part: part.rank):
-        members = list(unit)
-        if rows >= _PIECE:
-            pieces.append([])
-            rows = 0
-        pieces[-1].append(members)
-        rows += sum(part.rows for part in members)
-    return pieces
+_ORDER_BY: dict[str, Callable[[pa.Table], npt.NDArray[np.uint32]]] = {
+    "form": lambda table: table["flaws"].to_numpy().astype(np.uint32),
+    "score": lambda table: order_of(_negated(table)),
+}
+"""Numbers that order rows, the best with the lowest."""
 
 
-def _by_row(unit: Unit) -> npt.NDArray[np.int64] | None:
-    """The order of a unit's rows in their shard; None if it has one part, whose rows are in order."""
-    if len(unit) == 1:
-        return None
-    return np.argsort(np.concatenate([part.read("row")["row"].to_numpy() for part in unit]), kind="stable")
-
-
-def _unordered(values: npt.NDArray[Any], order: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
-    """Values of rows in the order of their shard, as the unit's parts have the rows."""
-    if order is None:
-        return np.asarray(values)
-    found = np.empty_like(values)
-    found[order] = values
-    return found
-
-
-def _read_ahead(pieces: Sequence[Sequence[Unit]], columns: list[str]) -> Iterator[tuple[pa.Table, Sequence[Unit]]]:
-    """Columns of the rows of each piece, in the order of their shards; the next piece is read meanwhile."""
-
-    def read(units: Sequence[Unit]) -> pa.Table:
-        tables = []
-        for unit in units:
-            table = pa.concat_tables([part.read(*columns) for part in unit])
-            order = _by_row(unit)
-            tables.append(table if order is None else table.take(order))
-        return pa.concat_tables(tables)
-
-    with ThreadPoolExecutor(1) as pool:
-        coming: deque[Any] = deque()
-        for units in pieces:
-            coming.append((pool.submit(read, units), units))
-            if len(coming) > 1:
-                done, those = coming.popleft()
-                yield done.result(), those
-        for done, those in coming:
-            yield done.result(), those
-
-
-def _rank_by(rows: pa.Table, settings: dedup.DedupSettings) -> npt.NDArray[np.uint32] | None:
-    """Numbers that order rows, the best with the lowest."""
-    if settings.keep == "form":
-        return np.asarray(rows["flaws"].to_numpy(), np.uint32)
-    if settings.keep == "first":
-        return None
+def _negated(rows: pa.Table) -> npt.NDArray[np.float32]:
+    """Scores with the best the lowest; rows without a score come last."""
     score = np.asarray(rows["score"].to_numpy(zero_copy_only=False), np.float32)
-    return order_of(-np.where(np.isnan(score), np.float32(-np.inf), score))
+    return -np.where(np.isnan(score), np.float32(-np.inf), score)
 
 
 class _Provenance:
-    """Source, shard and row of each place, from mapped files."""
+    """Source, shard and row of the rows of a group, by their place in it.
 
-    def __init__(self, parts: Sequence[Part], pieces: Sequence[Sequence[Unit]], folder: Path) -> None:
+    Args:
+        parts: of the group.
+        part_of: number of the part that each row is of.
+        row: in its shard.
+    """
+
+    def __init__(self, parts: Sequence[Part], part_of: npt.NDArray[Any], row: npt.NDArray[np.int64]) -> None:
         self._sources = pa.array([part.source for part in parts], pa.string())
         self._shards = pa.array([part.shard for part in parts], pa.string())
-        number = {part.name: n for n, part in enumerate(parts)}
-        n = sum(part.rows for part in parts)
-        self._part = np.memmap(folder / "part", np.uint32, "w+", shape=(max(1, n),))
-        self._row = np.memmap(folder / "row", np.int64, "w+", shape=(max(1, n),))
-        place = 0
-        for units in pieces:
-            for unit in units:
-                rows = np.concatenate([part.read("row")["row"].to_numpy() for part in unit])
-                of = np.repeat([number[part.name] for part in unit], [part.rows for part in unit])
-                order = np.argsort(rows, kind="stable")
-                self._row[place : place + rows.size], self._part[place : place + rows.size] = rows[order], of[order]
-                place += rows.size
+        self._part_of, self._row = part_of, row
 
     def of(self, places: npt.NDArray[Any]) -> dict[str, Any]:
-        at = self._part[places].astype(np.int64)
+        at = np.asarray(self._part_of[places], np.int64)
         return {
-            "keeper_source": self._sources.take(pa.array(at)),
-            "keeper_shard": self._shards.take(pa.array(at)),
+            "keeper_source": self._sources.take(at),
+            "keeper_shard": self._shards.take(at),
             "keeper_row": self._row[places],
         }
-
-
-def _provenance(
-    parts: Sequence[Part], rows: pa.Table, part_of: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
-) -> dict[str, Any]:
-    """Source, shard and row of rows of the group."""
-    sources = pa.array([part.source for part in parts], pa.string())
-    shards = pa.array([part.shard for part in parts], pa.string())
-    at = part_of[chosen]
-    return {
-        "keeper_source": sources.take(at),
-        "keeper_shard": shards.take(at),
-        "keeper_row": rows["row"].to_numpy()[chosen],
-    }

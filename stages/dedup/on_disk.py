@@ -14,6 +14,7 @@ results are mapped.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from corpusprep.arrow import U64
 from corpusprep.errors import RunError
@@ -29,12 +29,12 @@ from corpusprep.kernels import kernel
 from corpusprep.stages.dedup import greedy, search
 from corpusprep.stages.dedup.greedy import U8, U32
 from corpusprep.stages.dedup.search import FINEST, I32, I64, Tables
-from corpusprep.stages.dedup.spill import PIECE, Spill
+from corpusprep.stages.dedup.spill import PIECE, Spill, Values
 
 if TYPE_CHECKING:
     from corpusprep.stages.dedup import DedupSettings
 
-Any_ = npt.NDArray[Any]
+Orders = Callable[[], Iterable[U32]]
 
 _ROW = 100  # bytes a row of a partition takes while it is worked on
 _RANGE = 23  # log2 of the ranks whose edges are visited at a time
@@ -46,17 +46,10 @@ _SPREAD, _SLOT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 class Rows(NamedTuple):
-    """Consecutive rows.
-
-    Attributes:
-        fingerprint, text_hash: uint64 (rows,).
-        order: uint32 (rows,), what the rows are ranked by, the lowest first; rows of equal order, and all rows if it is
-            None, have the rank of their place.
-    """
+    """Consecutive rows: uint64 (rows,) each."""
 
     fingerprint: U64
     text_hash: U64
-    order: U32 | None = None
 
 
 class Decision(NamedTuple):
@@ -72,12 +65,15 @@ class Decision(NamedTuple):
 
 
 def decide(
-    rows: Callable[[], Iterable[Rows]], n: int, settings: DedupSettings, folder: Path, memory: int, threads: int = 1
-) -> Decision:
+    rows: Callable[[], Iterable[Rows]], orders: Orders | None, n: int, settings: DedupSettings, folder: Path, memory: int,
+    threads: int = 1,
+) -> Decision:  # fmt: skip
     """Finds the duplicates among rows that come in pieces.
 
     Args:
-        rows: returns all rows, in pieces, as often as it is called.
+        rows: returns all rows, in pieces.
+        orders: returns the numbers by which rows are ranked, the lowest first, uint32 (rows,) in pieces, as often as it is
+            called. Rows of equal numbers, and all rows if it is None, have the rank of their place.
         n: number of rows, below 2**32.
         settings: `exact`, `near`, `max_distance` and `clusters` are used.
         folder: an empty folder for files, about 70 bytes a row at a time; the result lies there, too.
@@ -91,20 +87,21 @@ def decide(
         raise RunError(
             f"{n:,} rows are compared with each other, and at most {(1 << 32) - 1:,} can be. Split the pair into several runs."
         )
-    return _Decision(rows, n, settings, folder, memory, threads).run()
+    return _Decision(rows, orders, n, settings, folder, memory, threads).run()
 
 
 class _Decision:
     def __init__(
         self,
         rows: Callable[[], Iterable[Rows]],
+        orders: Orders | None,
         n: int,
         settings: DedupSettings,
         folder: Path,
         memory: int,
         threads: int,
     ) -> None:
-        self.rows, self.n, self.settings, self.folder = rows, n, settings, folder
+        self.rows, self.orders, self.n, self.settings, self.folder = rows, orders, n, settings, folder
         self.memory, self.threads = memory, threads
         self.most = max(1 << 16, memory // 2 // threads // _ROW)
         """Rows of a partition."""
@@ -142,11 +139,11 @@ class _Decision:
 
     def _ranks(self) -> U32 | None:
         """The rank of each row; None where it is the row's place."""
+        if self.orders is None:
+            return None
         high = np.zeros(1 << 16, np.int64)
-        for piece in self.rows():
-            if piece.order is None:
-                return None
-            high += np.bincount(piece.order >> np.uint32(16), minlength=1 << 16)
+        for order in self.orders():
+            high += np.bincount(order >> np.uint32(16), minlength=1 << 16)
         ranks: U32 = self._map("rank", np.uint32)
         before = np.cumsum(high) - high
         bins = np.flatnonzero(high)
@@ -155,15 +152,13 @@ class _Decision:
             slot = np.full(1 << 16, -1, np.int32)
             slot[some] = np.arange(some.size)
             counts = np.zeros((some.size, 1 << 16), np.uint32)
-            for piece in self.rows():
-                assert piece.order is not None
-                _count(piece.order, slot, counts)
+            for order in self.orders():
+                _count(order, slot, counts)
             _start(counts, before[some])
             place = 0
-            for piece in self.rows():
-                assert piece.order is not None
-                _number(piece.order, slot, counts, ranks[place : place + piece.order.size])
-                place += piece.order.size
+            for order in self.orders():
+                _number(order, slot, counts, ranks[place : place + order.size])
+                place += order.size
         return ranks
 
     def _by_place(self, ranks: U32, verdict: U8, keepers: U32 | None) -> Decision:
@@ -193,7 +188,7 @@ class _Decision:
             key = piece.fingerprint if self.settings.near else piece.text_hash
             end = place + key.size
             rank = np.arange(place, end, dtype=np.uint32) if ranks is None else ranks[place:end]
-            records: dict[str, Any_] = {"key": key, "rank": rank}
+            records: dict[str, Values] = {"key": key, "rank": rank}
             if self.hashed:
                 records["hash"] = piece.text_hash
             spill.append(_leading_bits(key, bits), records)
@@ -205,11 +200,9 @@ class _Decision:
         first = Spill(self.folder / "first", rows.rows.size, rows.fields)
 
         def look(p: int) -> None:
-            table = _new_table(self.hashed)
-            for piece in rows.read(p):
-                table = _insert(piece["key"], piece["rank"], piece.get("hash", _NO_HASHES), table)
+            table = self._table(rows, p)
             n = table.used
-            records: dict[str, Any_] = {"key": table.keys[:n], "rank": table.ranks[:n]}
+            records: dict[str, Values] = {"key": table.keys[:n], "rank": table.ranks[:n]}
             if self.hashed:
                 records["hash"] = table.hashes[:n]
             first.write(p, records)
@@ -217,13 +210,18 @@ class _Decision:
         self._each(look, rows.rows)
         return first
 
+    def _table(self, rows: Spill, p: int) -> _Table:
+        """The distinct keys of a partition."""
+        table = _new_table(self.hashed)
+        for piece in rows.read(p):
+            table = _insert(piece["key"], piece["rank"], piece.get("hash", _NO_HASHES), table)
+        return table
+
     def _judge(self, rows: Spill, first: Spill, lost: U8, verdict: U8, keepers: U32 | None) -> None:
-        exact = 1 if not self.settings.near else (1 if self.settings.exact else 2)
+        exact = 2 if self.settings.near and not self.settings.exact else 1
 
         def look(p: int) -> None:
-            table = _new_table(self.hashed)
-            for piece in first.read(p):
-                table = _insert(piece["key"], piece["rank"], piece.get("hash", _NO_HASHES), table)
+            table = self._table(first, p)
             for piece in rows.read(p):
                 found = np.empty(piece["key"].size, np.int32)
                 _find(piece["key"], table, found)
@@ -242,8 +240,7 @@ class _Decision:
     def _each(self, look: Callable[[int], None], rows: I64) -> None:
         """Calls a function for each partition that has rows."""
         with ThreadPoolExecutor(self.threads) as pool:
-            for _ in pool.map(look, np.flatnonzero(rows).tolist()):
-                pass
+            list(pool.map(look, np.flatnonzero(rows).tolist()))
 
     # ------------------------------------------------------------------------------------------------------- search
 
@@ -268,13 +265,8 @@ class _Decision:
                 for piece in first.read(p):
                     which = _numbers(piece["key"], tables.firsts[begin], tables.first_lows[begin], 0, bits)
                     dealt.append(which, {"key": piece["key"], "rank": piece["rank"]})
-            todo = [
-                _Part(dealt, p, begin, end, bits, coarse - bits, f"{begin}-{p}")
-                for p in np.flatnonzero(dealt.rows).tolist()
-            ]
-            with ThreadPoolExecutor(self.threads) as pool:
-                for _ in pool.map(finder.look, todo):
-                    pass
+            whole = _Part(dealt, 0, begin, end, bits, coarse - bits, "")
+            self._each(functools.partial(finder.look_at, whole), dealt.rows)
             dealt.remove()
         return edges, members
 
@@ -353,6 +345,10 @@ class _Finder:
 
     def __init__(self, decision: _Decision, tables: Tables, edges: Spill, members: Spill) -> None:
         self.decision, self.tables, self.edges, self.members = decision, tables, edges, members
+
+    def look_at(self, dealt: _Part, p: int) -> None:
+        """Searches one of the partitions that were dealt by the leading bits of a first block."""
+        self.look(dealt._replace(p=p, name=f"{dealt.begin}-{p}"))
 
     def look(self, part: _Part) -> None:
         rows = int(part.spill.rows[part.p])

@@ -15,7 +15,7 @@ from corpusprep.kernels import kernel
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
-Column = npt.NDArray[Any]
+Values = npt.NDArray[Any]
 
 PIECE = 1 << 22
 """Records that are read at a time."""
@@ -40,12 +40,12 @@ class Spill:
     def __init__(self, folder: Path, partitions: int, fields: dict[str, Any], room: int = 16 << 20) -> None:
         self.folder, self.fields, self.room = folder, fields, room
         self.rows = np.zeros(partitions, np.int64)
-        self._held: list[tuple[U32, dict[str, Column]]] = []
+        self._held: list[tuple[U32, dict[str, Values]]] = []
         self._bytes = 0
         self._lock = threading.Lock()
         folder.mkdir()
 
-    def append(self, which: U32, records: dict[str, Column]) -> None:
+    def append(self, which: U32, records: dict[str, Values]) -> None:
         """Adds records to the partitions that `which` names, in their order; safe to call from several threads."""
         counts = np.bincount(which, minlength=self.rows.size)
         mine = {name: records[name] for name in self.fields}
@@ -75,36 +75,36 @@ class Spill:
             if self._held:
                 self._flush()
 
-    def write(self, p: int, records: dict[str, Column]) -> None:
+    def write(self, p: int, records: dict[str, Values]) -> None:
         """Adds records to one partition, at once."""
         for name, column in records.items():
             self._write(p, name, column)
         self.rows[p] += next(iter(records.values())).size
 
-    def _write(self, p: int, name: str, column: Column) -> None:
+    def _write(self, p: int, name: str, column: Values) -> None:
         with open(self._path(p, name), "ab") as file:
             file.write(np.ascontiguousarray(column).data)
 
-    def read(self, p: int) -> Iterator[dict[str, Column]]:
+    def read(self, p: int) -> Iterator[dict[str, Values]]:
         """The records of a partition, in pieces."""
         for begin in range(0, int(self.rows[p]), PIECE):
             yield self.read_some(p, PIECE, begin)
 
-    def read_some(self, p: int, count: int, begin: int = 0) -> dict[str, Column]:
+    def read_some(self, p: int, count: int, begin: int = 0) -> dict[str, Values]:
         self._settle()
-        found: dict[str, Column] = {}
+        found: dict[str, Values] = {}
         for name, kind in self.fields.items():
             found[name] = np.fromfile(self._path(p, name), kind, count, offset=begin * np.dtype(kind).itemsize)
         return found
 
-    def every(self, p: int, name: str, step: int) -> Column:
+    def every(self, p: int, name: str, step: int) -> Values:
         """One field of every so many records of a partition."""
         if not self.rows[p]:
             return np.empty(0, self.fields[name])
         self._settle()
         return np.array(np.memmap(self._path(p, name), self.fields[name], "r")[::step])
 
-    def whole(self, p: int) -> dict[str, Column]:
+    def whole(self, p: int) -> dict[str, Values]:
         if not self.rows[p]:
             return {name: np.empty(0, kind) for name, kind in self.fields.items()}
         return self.read_some(p, int(self.rows[p]))

@@ -62,9 +62,8 @@ def of(corpus: Path, *overrides: str) -> Recipe:
     ],
 )
 def test_what_goes_is_what_the_stage_drops_of_the_whole_table(
-    corpus: Path, tmp_path: Path, overrides: tuple[str, ...], memory: int, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, overrides: tuple[str, ...], memory: int
 ) -> None:
-    monkeypatch.setattr("corpusprep.steps.dedup._PIECE", 50)
     step = begin(of(corpus, *overrides), tmp_path / "out", memory=memory)
     parts = read_parts(step)
     assert len(parts) == 4

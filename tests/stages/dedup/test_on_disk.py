@@ -32,9 +32,10 @@ def from_disk(
     def rows() -> Iterator[on_disk.Rows]:
         for begin in range(0, values.size, 777):
             some = slice(begin, begin + 777)
-            yield on_disk.Rows(values[some], hashes[some], order[some] if order is not None else None)
+            yield on_disk.Rows(values[some], hashes[some])
 
-    decision = on_disk._Decision(rows, values.size, chosen, folder, 1 << 30, 2)
+    orders = (lambda: np.array_split(order, 5)) if order is not None else None
+    decision = on_disk._Decision(rows, orders, values.size, chosen, folder, 1 << 30, 2)
     decision.most = most
     return decision.run()
 
@@ -105,7 +106,13 @@ def test_memory_and_threads_do_not_change_the_result(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         decision = on_disk.decide(
-            lambda: [on_disk.Rows(values, values)], values.size, DedupSettings(clusters=True), folder, memory, threads
+            lambda: [on_disk.Rows(values, values)],
+            None,
+            values.size,
+            DedupSettings(clusters=True),
+            folder,
+            memory,
+            threads,
         )
         found.append((np.array(decision.verdict), np.array(decision.keeper)))
     assert np.array_equal(found[0][0], found[1][0])
@@ -123,7 +130,7 @@ def test_crowded_buckets_that_are_read_in_pieces_by_several_threads(
     values = centres[rng.integers(0, 40, 60_000)] | rng.integers(0, 1 << 20, 60_000).astype(np.uint64)
     wanted, _ = in_memory(values, values, None, DedupSettings())
     decision = on_disk._Decision(
-        lambda: [on_disk.Rows(values, values)], values.size, DedupSettings(), tmp_path, 1 << 30, 4
+        lambda: [on_disk.Rows(values, values)], None, values.size, DedupSettings(), tmp_path, 1 << 30, 4
     )
     decision.most = 500
     assert np.array_equal(decision.run().verdict, wanted)
@@ -134,12 +141,14 @@ def test_ranks_of_many_different_orders_are_found_in_several_looks(tmp_path: Pat
     rng = np.random.default_rng(2)
     order = rng.integers(0, 1 << 32, 5000).astype(np.uint32)
     values = rng.integers(0, 40, 5000).astype(np.uint64)
-    rows = [on_disk.Rows(values, values, order)]
-    decision = on_disk._Decision(lambda: rows, 5000, DedupSettings(near=False, clusters=True), tmp_path, 1 << 30, 1)
+    rows = [on_disk.Rows(values, values)]
+    decision = on_disk._Decision(
+        lambda: rows, lambda: [order], 5000, DedupSettings(near=False, clusters=True), tmp_path, 1 << 30, 1
+    )
     decision.memory = 100 * (4 << 16) * 4  # counters for 100 of the 65,536 leading halves at a time
     assert np.array_equal(decision.run().verdict, in_memory(values, values, order, DedupSettings(near=False))[0])
 
 
 def test_more_rows_than_ranks_can_number_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Split the pair"):
-        on_disk.decide(list, 1 << 32, DedupSettings(), tmp_path, 1 << 30)
+        on_disk.decide(list, None, 1 << 32, DedupSettings(), tmp_path, 1 << 30)
