@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -78,3 +80,22 @@ class Engine(ABC):
     @abstractmethod
     def run(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
         """Runs the tasks of a call; see `map`."""
+
+
+def arranged(call: Call[R], results: Generator[tuple[int, R]]) -> Iterator[R]:
+    """The results of a call: as they come, or in the order of their tasks if the call asks for it.
+
+    Args:
+        results: (number of the task, from 0; result), closed at the end, whatever ends it.
+    """
+    later: list[tuple[int, R]] = []
+    given = 0
+    with contextlib.closing(results):
+        for number, result in results:
+            if not call.ordered:
+                yield result
+                continue
+            heapq.heappush(later, (number, result))
+            while later and later[0][0] == given:
+                given += 1
+                yield heapq.heappop(later)[1]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from corpusprep.engines import Call, Engine
+from corpusprep.engines import Call, Engine, arranged
 from corpusprep.errors import CorpusprepError, RunError
 
 T = TypeVar("T")
@@ -76,14 +75,13 @@ class LocalEngine(Engine):
             engine = self._on_gpus
         elif self.workers == 1:
             return _inline(call, tasks)
-        return engine._spread(call, tasks)
+        return arranged(call, engine._spread(call, tasks))
 
-    def _spread(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
+    def _spread(self, call: Call[R], tasks: Iterator[T]) -> Generator[tuple[int, R]]:
         self._calls += 1
         call_id = self._calls
-        exhausted, sent, given = False, 0, 0
+        exhausted, sent = False, 0
         load: dict[Connection, int] = {}
-        done: list[tuple[int, R]] = []
         try:
             while True:
                 while not exhausted:
@@ -102,15 +100,9 @@ class LocalEngine(Engine):
                     break
                 for connection in wait([c for c, n in load.items() if n]):
                     assert isinstance(connection, Connection)
-                    number, result = self._receive(connection)
+                    numbered = self._receive(connection)
                     load[connection] -= 1
-                    if not call.ordered:
-                        yield result
-                        continue
-                    heapq.heappush(done, (number, result))
-                    while done and done[0][0] == given:
-                        given += 1
-                        yield heapq.heappop(done)[1]
+                    yield numbered
         except BaseException:
             # The pipes may still hold results: end the workers, so that a later call does not read these.
             for process, connection in self._processes:

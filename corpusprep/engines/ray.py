@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import heapq
 import os
 import secrets
 import socket
@@ -16,12 +15,12 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from corpusprep.engines import WORKER_MEMORY, Call, Engine
+from corpusprep.engines import WORKER_MEMORY, Call, Engine, arranged
 from corpusprep.errors import CorpusprepError, RunError
 
 T = TypeVar("T")
@@ -176,7 +175,7 @@ class RayEngine(Engine):
             self._pools[kind] = _Pool(self._ray, kind, count)
         pool = self._pools[kind]
         try:
-            yield from pool.run(call, tasks)
+            yield from arranged(call, pool.run(call, tasks))
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise RunError(
                 f"Ray: the cluster is lost ({_first_line(error)}). Start it and the run again: it continues where it stopped."
@@ -266,14 +265,13 @@ class _Pool:
         handle = self.make(sys.path)
         self.actors.append(_Actor(handle, handle.ready.remote()))
 
-    def run(self, call: Call[R], tasks: Iterator[T]) -> Iterator[R]:
+    def run(self, call: Call[R], tasks: Iterator[T]) -> Generator[tuple[int, R]]:
         self.calls += 1
         call_id, opening = self.calls, self.ray.put((call.function, call.setup))
         waiting: deque[tuple[int, T]] = deque()  # tasks whose worker was lost
         tries: dict[int, int] = {}
         flying: dict[Any, tuple[_Actor, int, T]] = {}  # reference of a result -> who makes it, of what
-        given, number, exhausted = 0, 0, False
-        done: list[tuple[int, R]] = []
+        number, exhausted = 0, False
         alone_since: float | None = None
         while True:
             while (actor := self._free()) is not None:
@@ -325,13 +323,7 @@ class _Pool:
                     if not isinstance(error, CorpusprepError):
                         error.add_note(f"In a worker:\n{trace}")
                     raise error
-                if not call.ordered:
-                    yield result
-                    continue
-                heapq.heappush(done, (which, result))
-                while done and done[0][0] == given:
-                    given += 1
-                    yield heapq.heappop(done)[1]
+                yield which, result
 
     def drop_tasks(self) -> None:
         """Replaces the actors that still have tasks, after a failure or where nobody wants more results."""

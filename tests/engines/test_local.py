@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from tasks import add, die, fail_at_three, fail_strangely, pid, slow_first
 
 from corpusprep.engines.local import LocalEngine
 from corpusprep.errors import InputError, RunError
@@ -18,34 +18,6 @@ from corpusprep.errors import InputError, RunError
 
 def square(task: int) -> int:
     return task * task
-
-
-def add(context: int, task: int) -> tuple[int, int]:
-    return context, task
-
-
-def pid() -> int:
-    return os.getpid()
-
-
-def slow_first(task: int) -> int:
-    time.sleep(0.3 if task == 0 else 0)
-    return task
-
-
-def fail_at_three(task: int) -> int:
-    if task == 3:
-        raise InputError("a.gz", "is cut short", "Fetch it again", 7)
-    return task
-
-
-def fail_strangely(task: int) -> int:
-    raise ZeroDivisionError(f"task {task}")
-
-
-def die(task: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return task
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from runs import digests, recipe
+from tasks import add, die, fail_at_three, fail_strangely, pid, slow_first
 
 from corpusprep import InputError, RunError, run
 from corpusprep.report.progress import Progress
@@ -43,29 +44,6 @@ def node_of(task: int) -> tuple[int, str]:
     return task, ray.get_runtime_context().get_node_id()
 
 
-def slow_first(task: int) -> int:
-    time.sleep(0.5 if task == 0 else 0)
-    return task
-
-
-def add(context: int, task: int) -> tuple[int, int]:
-    return context, task
-
-
-def pid() -> int:
-    return os.getpid()
-
-
-def fail_at_three(task: int) -> int:
-    if task == 3:
-        raise InputError("a.gz", "is cut short", "Fetch it again", 7)
-    return task
-
-
-def fail_strangely(task: int) -> int:
-    raise ZeroDivisionError(f"task {task}")
-
-
 def fill_up(task: int) -> int:
     raise OSError(28, "No space left on device")
 
@@ -76,11 +54,6 @@ def die_once(task: tuple[int, str]) -> int:
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return number
-
-
-def die(task: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return task
 
 
 def test_tasks_are_done_on_all_nodes_in_order_where_asked_with_one_setup_each(cluster: Cluster) -> None:
