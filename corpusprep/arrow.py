@@ -105,6 +105,12 @@ def order_of(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return np.where(np.isnan(values), np.uint32(0xFFFFFFFF), ordered)
 
 
+def value_of(order: int) -> float:
+    """The value whose `order_of` this is."""
+    bits = order & 0x7FFFFFFF if order >> 31 else order ^ 0xFFFFFFFF
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
 def combine(hashes: U64, keys: npt.NDArray[np.integer] | int) -> U64:
     """Hashes of (hash, integer) pairs, shape (n,)."""
     out = np.empty(hashes.size, np.uint64)

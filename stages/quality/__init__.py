@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
-from corpusprep.arrow import hash_strings, order_of
+from corpusprep.arrow import hash_strings, order_of, value_of
 from corpusprep.codes import matches, parse_pair
 from corpusprep.errors import RunError, SettingsError
 from corpusprep.stage import Outcome, Settings, StageSettings, load_function, pairs_of, split
@@ -266,9 +266,7 @@ def cutoff(
     for piece in scores():
         order = order_of(piece[~np.isnan(piece)])
         low += np.bincount(order[order >> np.uint32(16) == leading] & np.uint32(0xFFFF), minlength=1 << 16)
-    found = np.uint32(leading << 16 | int(np.searchsorted(np.cumsum(low), place, side="right")))
-    bits = found & np.uint32(0x7FFFFFFF) if found >> np.uint32(31) else ~found  # see `order_of`
-    return float(np.array(bits, np.uint32).view(np.float32))
+    return value_of(leading << 16 | int(np.searchsorted(np.cumsum(low), place, side="right")))
 
 
 def explain(settings: QualitySettings, pair: str, evidence: int | None = None) -> str | None:
