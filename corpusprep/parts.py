@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from corpusprep.store import write_table, writing
 
 @dataclass(frozen=True)
 class Part:
-    """The kept rows of one language pair in one batch of a shard: a Parquet file that is written once.
+    """The kept rows of one language pair in one unit: Parquet files that are written once, one for each batch.
 
-    Its columns are `src tgt src_lang tgt_lang source shard row score`, `key` (uint64, a seeded hash of the provenance), of langid
+    Their columns are `src tgt src_lang tgt_lang source shard row score`, `key` (uint64, a seeded hash of the provenance), of langid
     `src_lid src_lid_prob tgt_lid tgt_lid_prob`, of dedup `fingerprint text_hash` and with `keep = "form"` also `flaws`, and what a
     user's own stage added.
     """
@@ -35,25 +36,38 @@ class Part:
     key: str
     pair: str
     """`en-sw`."""
-    rows: int
-    path: str
+    pieces: tuple[tuple[str, int], ...]
+    """(path, rows) of each file, in the order of the rows."""
     source: str
-    shard: str
+    shard: str | None
+    """None where the unit is of several shards; the column `shard` then tells which row is of which."""
     rank: tuple[int, int, int]
-    """(source, shard, batch): of duplicates, the row of the lower rank is the earlier one."""
+    """(source, shard, unit): of duplicates, the row of the lower rank is the earlier one."""
 
     @property
     def identity(self) -> str:
         return f"{self.name}.{self.key}"
 
+    @functools.cached_property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.pieces)
+
     def read(self, *columns: str) -> pa.Table:
-        """Some columns of the part, or all."""
-        return pq.read_table(self.path, columns=list(columns) or None)
+        """Some columns of the part, or all. A task that reads text goes by pieces instead."""
+        tables = [table for _, table in self.read_pieces(*columns)]
+        return pa.concat_tables(tables, promote_options="default") if len(tables) > 1 else tables[0]
+
+    def read_pieces(self, *columns: str) -> Iterator[tuple[slice, pa.Table]]:
+        """The same in pieces: which rows, and their columns."""
+        start = 0
+        for path, rows in self.pieces:
+            yield slice(start, start + rows), pq.read_table(path, columns=list(columns) or None)
+            start += rows
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What the first step made of one batch of a shard: a part for each language pair, and the rejects so far."""
+class Batch:
+    """What the first step made of one batch of a shard: a folder with a file for each language pair, and the rejects so far."""
 
     name: str
     folder: str
@@ -61,15 +75,44 @@ class Unit:
     """pair -> rows."""
     dropped: Sequence[tuple[str, str, str, int]]
     """(stage, pair, reason, rows)."""
-    parts: tuple[Part, ...]
+    kept: Mapping[str, int]
+    """pair -> rows."""
     problems: tuple[str, ...]
     """What was lost or odd in the batch, a sentence each."""
-    rank: tuple[int, int, int]
 
     @property
-    def rejects(self) -> Path:
+    def number(self) -> int:
+        """Its place among the batches of the shard, from 0."""
+        return int(self.name.rpartition("-")[2])
+
+    def file(self, pair: str) -> str:
+        """The file of the rows of a pair."""
+        return f"{self.folder}/{pair}.parquet"
+
+    @property
+    def rejects(self) -> str:
         """The file of the rows that the first step dropped."""
-        return Path(self.folder) / "rejects.parquet"
+        return f"{self.folder}/rejects.parquet"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Batches that the steps after the first take together: one, or several consecutive ones of a large shard."""
+
+    name: str
+    batches: tuple[Batch, ...]
+    parts: tuple[Part, ...]
+    """One for each language pair."""
+    rank: tuple[int, int, int]
+
+    @functools.cached_property
+    def read(self) -> Mapping[str, int]:
+        """pair -> rows."""
+        return sum((Counter(batch.read) for batch in self.batches), Counter[str]())
+
+    @property
+    def rows(self) -> int:
+        return sum(self.read.values())
 
 
 @dataclass(frozen=True)

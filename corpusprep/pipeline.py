@@ -187,8 +187,9 @@ def _take_steps(run: Run, sources: list[tuple[Source, list[Shard]]], until: str)
 
     units = read(run, sources)
     for unit in units:
-        run.result.accounts.add(unit.read, unit.dropped)
-        run.result.notes += [note for note in unit.problems if note not in run.result.notes]
+        for batch in unit.batches:
+            run.result.accounts.add(batch.read, batch.dropped)
+            run.result.notes += [note for note in batch.problems if note not in run.result.notes]
     verify(run, units)
     parts = [part for unit in units for part in unit.parts]
     if ends("langid"):

@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from corpusprep.errors import RunError
 
+_ROW_GROUP = 1 << 17  # rows
+
 
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Writes Parquet with zstd; the same rows give the same bytes.
@@ -24,10 +26,29 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     Level 1, and no dictionary for columns without repeated values, halve the time of the defaults and need no more
     space.
     """
-    repeating: Any = [name for name in table.column_names if _repeats(table[name].slice(0, 1024))]
-    pq.write_table(
-        table, path, compression="zstd", compression_level=1, use_dictionary=repeating, row_group_size=1 << 17
-    )
+    with _parquet(path, table) as writer:
+        writer.write_table(table, _ROW_GROUP)
+
+
+def write_tables(tables: Iterable[pa.Table], path: str | Path) -> int:
+    """Writes tables of one schema one after another, as `write_table` does, and renames the file into place when all are
+    written. Returns the number of rows; there is no file where there are none."""
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for table in tables:
+            if not table.num_rows:
+                continue
+            if writer is None:
+                writer = stack.enter_context(_parquet(stack.enter_context(writing(path)), table))
+            writer.write_table(table, _ROW_GROUP)
+            rows += table.num_rows
+    return rows
+
+
+def _parquet(path: str | Path, head: pa.Table) -> pq.ParquetWriter:
+    repeating: Any = [name for name in head.column_names if _repeats(head[name].slice(0, 1024))]
+    return pq.ParquetWriter(path, head.schema, compression="zstd", compression_level=1, use_dictionary=repeating)
 
 
 def _repeats(head: pa.ChunkedArray[Any]) -> bool:

@@ -76,7 +76,7 @@ def parts(tmp_path: Path) -> list[Part]:
     for number, (pair, rows) in enumerate([("en-de", 3), ("en-fr", 2), ("en-de", 0)]):
         path = tmp_path / f"{number}.parquet"
         write_table(pa.table({"row": pa.array(range(rows), pa.int64())}), path)
-        found.append(Part(f"u{number}.{pair}", "k", pair, rows, str(path), "s", "f", (0, 0, number)))
+        found.append(Part(f"u{number}.{pair}", "k", pair, ((str(path), rows),), "s", "f", (0, 0, number)))
     return found
 
 

@@ -18,14 +18,14 @@ from test_imports import MODULES, PACKAGE
 from corpusprep import RunResult, keys, run
 from corpusprep.keys import code_digest, digest, imported_modules
 from corpusprep.stages.dedup import DedupSettings
-from corpusprep.steps import balance, dedup, finish, quality, read, taken, verify
+from corpusprep.steps import balance, dedup, finish, quality, read, render, taken, verify
 
 Corpus = Callable[..., Path]
 TASKS: list[Callable[..., Any]] = [
     read.run_batch, verify.compare, dedup.mark_duplicates,
     quality.learn_pair, quality.score_part, quality.find_cutoff, quality.apply_threshold, quality.copy_score,
     balance.count_part, balance.add_up, balance.mark_candidates, balance.choose_rows,
-    taken.summarise, finish.render, finish.gather,
+    taken.summarise, render.render, finish.gather,
 ]  # fmt: skip
 
 
@@ -163,6 +163,7 @@ SCORES = ["state", "quality", "cutoff", "passed"]
         ("stages/balance/take.py", CHOICE),
         ("stages/instruct/templates.py", [*CHOICE, "taken"]),
         ("steps/taken.py", ["taken", *OUTPUT]),
+        ("steps/render.py", OUTPUT),
         ("steps/finish.py", OUTPUT),
         ("report/accounts.py", OUTPUT),
     ],

@@ -78,9 +78,7 @@ def read_scores(out: str | Path, pairs: Sequence[str] = (), examples: int = 3) -
         raise InputError(str(out), f"has no scores of {unknown[0]}", f"Name one of {', '.join(index['pairs'])}")
     recipe = Recipe.model_validate(index["recipe"])
     for pair in pairs or index["pairs"]:
-        files = [
-            {name: str(Path(out) / file) if file else None for name, file in f.items()} for f in index["pairs"][pair]
-        ]
+        files = [{name: _placed(Path(out), file) for name, file in f.items()} for f in index["pairs"][pair]]
         found = _read(files, pair, index["cutoffs"].get(pair), recipe, examples)
         if found is not None:
             yield found
@@ -167,7 +165,7 @@ def _read(
             if file["wanted"] is not None:
                 mask = mask & pq.read_table(file["wanted"])["candidate"].to_numpy(zero_copy_only=False)
             score = np.asarray(pq.read_table(file["scores"])["quality"].to_numpy(zero_copy_only=False), np.float32)
-            key = pq.read_table(file["part"], columns=["key"])["key"].to_numpy()
+            key = np.concatenate([pq.read_table(path, columns=["key"])["key"].to_numpy() for path in file["parts"]])
         except KeyError:
             raise RunError(f"{pair}: the scores are of another version. Start the run again.") from None
         except FileNotFoundError as error:
@@ -192,16 +190,34 @@ def _read(
         counted, shown = key <= key_limit, _beside(score, at, examples)
         if not counted.any() and not len(shown):
             continue
-        table = pq.read_table(file["part"]).filter(pa.array(mask))
-        sampled.append(
-            (score[counted], counter.count_rows(table.filter(pa.array(counted)), recipe.instruct, recipe.seed))
-        )
-        rows = table.select(["src", "tgt"]).take(shown).to_pylist()
+        places = np.flatnonzero(mask)
+        table = _rows(file["parts"], places[counted])
+        sampled.append((score[counted], counter.count_rows(table, recipe.instruct, recipe.seed)))
+        shown = np.sort(shown)
+        rows = _rows(file["parts"], places[shown]).select(["src", "tgt"]).to_pylist()
         beside += [(float(s), r["src"], r["tgt"]) for s, r in zip(score[shown], rows, strict=True)]
     above = sorted(row for row in beside if row[0] >= np.float32(at))[:examples]
     below = sorted((row for row in beside if row[0] < np.float32(at)), reverse=True)[:examples]
     tokens = _spread(ordered, np.concatenate([s for s, _ in sampled]), np.concatenate([t for _, t in sampled]))
     return PairScores(pair, ordered, tokens, unjudged, cutoff, above, below)
+
+
+def _placed(out: Path, file: str | list[str] | None) -> str | list[str] | None:
+    """The paths of an index, which are relative to the run's folder."""
+    if file is None:
+        return None
+    return str(out / file) if isinstance(file, str) else [str(out / each) for each in file]
+
+
+def _rows(files: Sequence[str], places: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows of consecutive files, by their places in ascending order; one file is held at a time."""
+    tables, start = [], 0
+    for file in files:
+        table = pq.read_table(file)
+        begin, end = np.searchsorted(places, (start, start + table.num_rows))
+        tables.append(table.take(places[begin:end] - start))
+        start += table.num_rows
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _beside(scores: F32, at: float, count: int) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from corpusprep.codes import canonical, explicit, matches, order_pair, parse_pair, script_of
 from corpusprep.errors import InputError, SettingsError
-from corpusprep.sources.files import Tree, find, identity, printable
+from corpusprep.sources.files import Tree, find, identity, printable, size_of
 from corpusprep.sources.settings import SourceSettings
 from corpusprep.sources.standard_input import NAME, STANDARD_INPUT
 
@@ -223,6 +223,11 @@ class Source(ABC):
         """How much of a shard is read: all rows of evaluation text, whatever the limit."""
         limit = self.settings.limit if shard.split in self.settings.splits else None
         return Extent(limit, max_rows, max_bytes)
+
+    def size(self, shard: Shard) -> int | None:
+        """Bytes of the shard as it is stored; None where that is not known."""
+        sizes = [size_of(file) for file in shard.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def identity(self, shard: Shard) -> str:
         """A digest of size, time and the first and last 64 KiB of every file of the shard."""

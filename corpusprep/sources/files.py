@@ -244,6 +244,18 @@ def open_binary(path: str) -> BinaryIO:
         raise _unreadable(path, error) from None
 
 
+def size_of(path: str) -> int | None:
+    """Bytes of a file; None where it does not say."""
+    try:
+        if is_remote(path):
+            with _remote_errors(path):
+                fs, inner = _remote(path)
+                return int(fs.info(inner)["size"])
+        return os.path.getsize(local(path))
+    except (InputError, KeyError, OSError, TypeError, ValueError):
+        return None
+
+
 def identity(files: Iterable[str]) -> str:
     """A digest of size, time and the first and last 64 KiB of files, in their order; not of their names.
 

@@ -100,6 +100,9 @@ class HubSource(Source):
 
         return read_tables(tables, self.settings, plain, file, self._extent(shard, max_rows, max_bytes))
 
+    def size(self, shard: Shard) -> int | None:
+        return None
+
     def identity(self, shard: Shard) -> str:
         """For a folder the identity of its files; for a name that of the version on the hub."""
         if os.path.exists(local(self.settings.path)):

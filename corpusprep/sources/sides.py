@@ -14,13 +14,17 @@ from corpusprep.sources.files import Tree, blocks, printable
 from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather
 from corpusprep.sources.remedies import or_keep
 from corpusprep.sources.settings import SourceSettings
-from corpusprep.sources.zips import zip_blocks
+from corpusprep.sources.zips import open_zip, zip_blocks
 
 
 class LinePairSource(Source):
     """A source whose shards are two files, or two members of a zip, with a line a row."""
 
     has_first_side = False
+
+    def __init__(self, settings: SourceSettings, whole: bool = False) -> None:
+        super().__init__(settings, whole)
+        self._packed: dict[str, dict[str, int]] = {}  # zip -> member -> bytes
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         problems = list(shard.lost)
@@ -45,6 +49,15 @@ class LinePairSource(Source):
         else:
             return
         yield from self._surplus(shard, sides, max_rows, max_bytes, problems)
+
+    def size(self, shard: Shard) -> int | None:
+        if not shard.members:
+            return super().size(shard)
+        path = shard.files[0]
+        if path not in self._packed:
+            with open_zip(path) as archive:
+                self._packed[path] = {info.filename: info.compress_size for info in archive.infolist()}
+        return sum(self._packed[path].get(member, 0) for member in shard.members)
 
     def _names(self, shard: Shard) -> list[str]:
         if shard.members:

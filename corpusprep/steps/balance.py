@@ -105,25 +105,27 @@ def count_part(work: Work) -> None:
     dropped or no candidates)."""
     overhead, settings, seed = work.settings
     (part,) = work.parts
-    table = part.read()
     verdict = work.columns["verdicts"].array(part, "verdict").astype(np.uint8)
     tokens = np.zeros(part.rows, np.int32)
-    alive = np.flatnonzero(verdict == 0)
-    rows = table.take(alive)
-    if alive.size:
+    marks = {name: work.columns[name].marked(part) for name in ("wanted", "candidates") if name in work.columns}
+    codes = np.array([0, *(code(reason) for reason in instruct.REASONS)], np.uint8)
+    for here, table in part.read_pieces() if not verdict.all() else ():
+        alive = np.flatnonzero(verdict[here] == 0)
+        if not alive.size:
+            continue
+        rows = table.take(alive)
         refused = instruct.screen(rows, settings)
-        codes = np.array([0, *(code(reason) for reason in instruct.REASONS)], np.uint8)
-        verdict[alive] = codes[refused]
+        verdict[here][alive] = codes[refused]
         alive, rows = alive[refused == 0], rows.filter(pa.array(refused == 0))
-    if "wanted" in work.columns:
-        scored = work.columns["wanted"].marked(part)[alive]
-        verdict[alive[~scored]] = code("quality.not_needed")
-        alive, rows = alive[scored], rows.filter(pa.array(scored))
-    if "candidates" in work.columns:
-        chosen = work.columns["candidates"].marked(part)[alive]
-        alive, rows = alive[chosen], rows.filter(pa.array(chosen))
-    if alive.size:
-        tokens[alive] = token_counter(work.hints["tokenizer"], overhead).count_rows(rows, settings, seed)
+        if "wanted" in marks:
+            scored = marks["wanted"][here][alive]
+            verdict[here][alive[~scored]] = code("quality.not_needed")
+            alive, rows = alive[scored], rows.filter(pa.array(scored))
+        if "candidates" in marks:
+            chosen = marks["candidates"][here][alive]
+            alive, rows = alive[chosen], rows.filter(pa.array(chosen))
+        if alive.size:
+            tokens[here][alive] = token_counter(work.hints["tokenizer"], overhead).count_rows(rows, settings, seed)
     work.write(part, {"verdict": verdict, "tokens": tokens})
 
 

@@ -8,11 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpusprep.arrow import order_of
 from corpusprep.parts import Column, Group, Part, Work, by_pair
@@ -52,9 +53,10 @@ def mark_duplicates(work: Work) -> None:
         return
     columns = ["fingerprint", "text_hash", "row", *_PREFERENCE[settings.keep]]
     rows = pa.concat_tables([part.read(*columns) for part in work.parts])
-    sizes = [part.rows for part in work.parts]
-    part_of = np.repeat(np.arange(len(sizes)), sizes)
-    order = _order(work.parts, rows, part_of, settings)
+    units = _units(work.parts)
+    shards = _Shards(units)
+    shard_of = np.concatenate([shards.of(part) for part in work.parts])
+    order = _order(work.parts, rows, shard_of, settings)
     fingerprints, hashes = rows["fingerprint"].to_numpy(), rows["text_hash"].to_numpy()
     if order is not None:
         fingerprints, hashes = fingerprints[order], hashes[order]
@@ -64,7 +66,7 @@ def mark_duplicates(work: Work) -> None:
         unordered[order], keepers[order] = verdict, order[keeper]
         verdict, keeper = unordered, keepers
     start = 0
-    provenance = _Provenance(work.parts, part_of, rows["row"].to_numpy())
+    provenance = _Provenance(shards, shard_of, rows["row"].to_numpy())
     for part in work.parts:
         mine = slice(start, start + part.rows)
         found: dict[str, Any] = {"verdict": verdict[mine]}
@@ -79,13 +81,12 @@ def _threads(work: Work) -> int:
 
 
 def _order(
-    parts: Sequence[Part], rows: pa.Table, part_of: npt.NDArray[np.int64], settings: dedup.DedupSettings
+    parts: Sequence[Part], rows: pa.Table, shard_of: npt.NDArray[np.int32], settings: dedup.DedupSettings
 ) -> npt.NDArray[np.int64] | None:
     """The rows with the best first; None where they stand in that order already."""
     keys: list[npt.NDArray[Any]] = []
     if len({part.pair for part in parts}) > 1:  # else parts and their rows are in rank order, and sorting is stable
-        ranks = np.array([part.rank for part in parts], np.int64).reshape(-1, 3)
-        keys = [rows["row"].to_numpy(), ranks[part_of, 1], ranks[part_of, 0]]
+        keys = [rows["row"].to_numpy(), shard_of]
     if settings.keep == "score":
         keys.append(_negated(rows))
     elif settings.keep == "form":
@@ -108,10 +109,11 @@ def _mark_on_disk(work: Work, settings: dedup.DedupSettings) -> None:
 def _write_from_disk(work: Work, settings: dedup.DedupSettings, folder: Path) -> None:
     from corpusprep.stages.dedup import on_disk
 
-    batches = [_Batch(tuple(parts)) for _, parts in itertools.groupby(work.parts, key=lambda part: part.rank)]
+    units = _units(work.parts)
+    shards = _Shards(units)
 
     def read(*columns: str) -> Iterator[pa.Table]:
-        return read_ahead([lambda: (batch.read(*columns) for batch in batches)], 1, _AHEAD)
+        return read_ahead([lambda: (_in_order(unit, shards, *columns) for unit in units)], 1, _AHEAD)
 
     def rows() -> Iterator[on_disk.Rows]:
         for table in read("fingerprint", "text_hash"):
@@ -122,22 +124,22 @@ def _write_from_disk(work: Work, settings: dedup.DedupSettings, folder: Path) ->
     decision = on_disk.decide(rows, orders, work.group.rows, settings, folder, work.memory, _threads(work))
     provenance = None
     if settings.clusters:
-        part_of = np.memmap(folder / "part", np.int32, "w+", shape=(work.group.rows,))
+        shard_of = np.memmap(folder / "shard", np.int32, "w+", shape=(work.group.rows,))
         row = np.memmap(folder / "row", np.int64, "w+", shape=(work.group.rows,))
-        first, start = 0, 0
-        for batch in batches:
-            for number, (part, places) in enumerate(zip(batch.parts, batch.places(), strict=True), start=first):
-                part_of[start + places], row[start + places] = number, part.read("row")["row"].to_numpy()
-            first, start = first + len(batch.parts), start + batch.rows
-        provenance = _Provenance(work.parts, part_of, row)
+        start = 0
+        for unit in units:
+            for part, places in zip(unit, _places(unit, shards), strict=True):
+                shard_of[start + places], row[start + places] = shards.of(part), part.read("row")["row"].to_numpy()
+            start += _rows(unit)
+        provenance = _Provenance(shards, shard_of, row)
     start = 0
-    for batch in batches:
-        for part, places in zip(batch.parts, batch.places(), strict=True):
+    for unit in units:
+        for part, places in zip(unit, _places(unit, shards), strict=True):
             found: dict[str, Any] = {"verdict": decision.verdict[start + places]}
             if provenance is not None and decision.keeper is not None:
                 found |= provenance.of(decision.keeper[start + places])
             work.write(part, found)
-        start += batch.rows
+        start += _rows(unit)
 
 
 def _made(folder: Path) -> Path:
@@ -145,29 +147,27 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-class _Batch(NamedTuple):
-    """Parts of one batch of a shard: one, or one for each pair, whose rows alternate there."""
+def _in_order(unit: _Unit, shards: _Shards, *columns: str) -> pa.Table:
+    """Columns of the rows of a unit, in the order in which they were read."""
+    table = pa.concat_tables([part.read(*columns) for part in unit])
+    return table if len(unit) == 1 else table.take(_order_of(unit, shards))
 
-    parts: tuple[Part, ...]
 
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.parts)
+def _places(unit: _Unit, shards: _Shards) -> list[npt.NDArray[np.int64]]:
+    """Of each part of a unit, the places of its rows among those of the unit, in the order in which they were read."""
+    places = np.arange(_rows(unit))
+    if len(unit) > 1:
+        places[_order_of(unit, shards)] = np.arange(places.size)
+    return np.split(places, np.cumsum([part.rows for part in unit])[:-1])
 
-    def read(self, *columns: str) -> pa.Table:
-        """Columns of the rows, in the order of the shard."""
-        table = pa.concat_tables([part.read(*columns) for part in self.parts])
-        return table if len(self.parts) == 1 else table.take(self._order())
 
-    def places(self) -> list[npt.NDArray[np.int64]]:
-        """Of each part, the places of its rows among those of the batch, in the order of the shard."""
-        places = np.arange(self.rows)
-        if len(self.parts) > 1:
-            places[self._order()] = np.arange(self.rows)
-        return np.split(places, np.cumsum([part.rows for part in self.parts])[:-1])
+def _order_of(unit: _Unit, shards: _Shards) -> npt.NDArray[np.int64]:
+    rows = np.concatenate([part.read("row")["row"].to_numpy() for part in unit])
+    return np.lexsort([rows, np.concatenate([shards.of(part) for part in unit])])
 
-    def _order(self) -> npt.NDArray[np.int64]:
-        return np.argsort(np.concatenate([part.read("row")["row"].to_numpy() for part in self.parts]), kind="stable")
+
+def _rows(unit: _Unit) -> int:
+    return sum(part.rows for part in unit)
 
 
 _ORDER_BY: dict[str, Callable[[pa.Table], npt.NDArray[np.uint32]]] = {
@@ -183,22 +183,60 @@ def _negated(rows: pa.Table) -> npt.NDArray[np.float32]:
     return -np.where(np.isnan(score), np.float32(-np.inf), score)
 
 
+_Unit = tuple[Part, ...]
+"""The parts of a unit: one, or one for each pair, whose rows alternate in the shard."""
+
+
+def _units(parts: Sequence[Part]) -> list[_Unit]:
+    return [tuple(unit) for _, unit in itertools.groupby(parts, key=lambda part: part.rank)]
+
+
+class _Shards:
+    """The shards that rows of a group are of, numbered by rank.
+
+    Args:
+        units: in rank order.
+    """
+
+    def __init__(self, units: Sequence[_Unit]) -> None:
+        self.names: list[tuple[str, str]] = []
+        """(source, shard)."""
+        self._first: dict[str, int] = {}  # part -> number of the first shard of its unit
+        self._several: dict[str, pa.Array[Any]] = {}  # part -> names of its unit's shards, if they are several
+        for unit in units:
+            self._first.update((part.identity, len(self.names)) for part in unit)
+            names = [str(unit[0].shard)]
+            if unit[0].shard is None:  # shards are read in the order of their names
+                found = [pc.unique(part.read("shard")["shard"]).to_pylist() for part in unit]
+                names = sorted({str(name) for some in found for name in some})
+                self._several.update((part.identity, pa.array(names, pa.string())) for part in unit)
+            self.names += [(unit[0].source, name) for name in names]
+
+    def of(self, part: Part) -> npt.NDArray[np.int32]:
+        """The numbers of the shards of a part's rows, (rows,)."""
+        first, names = self._first[part.identity], self._several.get(part.identity)
+        if names is None:
+            return np.full(part.rows, first, np.int32)
+        found: Any = pc.index_in(part.read("shard")["shard"], value_set=names)
+        return np.asarray(found.to_numpy() + first, np.int32)
+
+
 class _Provenance:
     """Source, shard and row of the rows of a group, by their place in it.
 
     Args:
-        parts: of the group.
-        part_of: number of the part that each row is of.
+        shards: of the group.
+        shard_of: the number of each row's shard.
         row: in its shard.
     """
 
-    def __init__(self, parts: Sequence[Part], part_of: npt.NDArray[Any], row: npt.NDArray[np.int64]) -> None:
-        self._sources = pa.array([part.source for part in parts], pa.string())
-        self._shards = pa.array([part.shard for part in parts], pa.string())
-        self._part_of, self._row = part_of, row
+    def __init__(self, shards: _Shards, shard_of: npt.NDArray[Any], row: npt.NDArray[np.int64]) -> None:
+        self._sources = pa.array([source for source, _ in shards.names], pa.string())
+        self._shards = pa.array([shard for _, shard in shards.names], pa.string())
+        self._shard_of, self._row = shard_of, row
 
     def of(self, places: npt.NDArray[Any]) -> dict[str, Any]:
-        at = np.asarray(self._part_of[places], np.int64)
+        at = np.asarray(self._shard_of[places], np.int64)
         return {
             "keeper_source": self._sources.take(at),
             "keeper_shard": self._shards.take(at),

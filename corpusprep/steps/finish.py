@@ -10,23 +10,20 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusprep.arrow import count_values, shaped
 from corpusprep.keys import code_digest, digest, file_digest, versions
 from corpusprep.parts import Column, Part, Unit, pair_column
 from corpusprep.stages import balance, instruct
 from corpusprep.steps.balance import token_counter, tokenizer_digest
-from corpusprep.steps.taken import Selection, find_selection, validation_hashes
-from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
+from corpusprep.steps.render import REJECT_COLUMNS, VALIDATION, Rendered, RenderTask, recall, remember, render
+from corpusprep.steps.taken import Selection, find_selection
 from corpusprep.store import ready, remove, write_table, writing
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from corpusprep.sources import Shard, Source
 
 T = TypeVar("T")
-
-_VALIDATION = -1  # the number of the file of the validation split
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,8 @@ def _output_key(run: Run, decided: Decided) -> str:
     ]
     states = [(part.identity, [column.digest(part) for column in columns]) for part in decided.parts]
     return digest(
-        code_digest(render, type(run.result.accounts)), versions(), recipe, tokenizer_digest(recipe.balance),
-        [Path(unit.folder).name for unit in decided.units], states, decided.limits(),
+        code_digest(render, gather, type(run.result.accounts)), versions(), recipe, tokenizer_digest(recipe.balance),
+        [Path(batch.folder).name for unit in decided.units for batch in unit.batches], states, decided.limits(),
     )  # fmt: skip
 
 
@@ -129,9 +124,8 @@ def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection:
     pairs: dict[str, list[int]] = {}  # pair -> rows, examples
     for piece in rendered:
         accounts.add({}, piece.dropped)
-        for file, group in piece.groups:
-            assert piece.examples is not None
-            pieces.setdefault(file, []).append((piece.examples, group))
+        for number, file, group in piece.groups:
+            pieces.setdefault(file, []).append((piece.examples[number], group))
         for pair, rows, examples in piece.kept:
             entry = pairs.setdefault(pair, [0, 0])
             entry[0], entry[1] = entry[0] + rows, entry[1] + examples
@@ -143,7 +137,7 @@ def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection:
     for path in staging.rglob("*.tmp"):  # of workers that were killed
         remove(path)
     facts = _facts(pairs, made)
-    (staging / "mix" / "README.md").write_text(_card(run.recipe, facts, _VALIDATION in pieces), encoding="utf-8")
+    (staging / "mix" / "README.md").write_text(_card(run.recipe, facts, VALIDATION in pieces), encoding="utf-8")
     manifest = _manifest(run, key, staging, made, facts, decided)
     (run.out / "manifest.json").unlink(missing_ok=True)
     for name in ("mix", "rejects"):
@@ -171,78 +165,8 @@ def _write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- render
 
-
-@dataclass(frozen=True)
-class RenderTask:
-    """Some units: their kept rows become examples, the dropped rows of each a file of rejects."""
-
-    units: tuple[Unit, ...]
-    columns: Mapping[str, Column]
-    """`outcome`, `tokens` and `scores` of the units' parts, and with `dedup.clusters` also `duplicates`."""
-    files: int
-    """Number of files of the mix."""
-    validation: int | None
-    """Rows whose validation hash is not above this are the validation split."""
-    folder: str
-    """Where examples, rejects, and what says that they are done, are written."""
-    recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        """The first unit's name, and a digest of all names: another choice of units has another name."""
-        return f"{self.units[0].name}.{digest([unit.name for unit in self.units])}"
-
-    @property
-    def rows(self) -> int:
-        return sum(sum(unit.read.values()) for unit in self.units)
-
-    @property
-    def examples(self) -> str:
-        return f"{self.folder}/examples/{self.name}.parquet"
-
-    @property
-    def done(self) -> str:
-        return f"{self.folder}/done/{self.name}.json"
-
-    def rejects(self, unit: Unit) -> str:
-        return f"{self.folder}/rejects/{unit.name}.parquet"
-
-    def recall(self) -> Rendered | None:
-        """The result, if the units are done and their files are there."""
-        found = _recall(self.done, Rendered)
-        if found is None or not all(ready(path) for path in (found.examples, *found.rejects) if path is not None):
-            return None
-        return found
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """What came of some units."""
-
-    name: str
-    examples: str | None
-    groups: Sequence[tuple[int, int]]
-    """File of the mix (-1: validation) -> row group in `examples`."""
-    rejects: Mapping[str, int]
-    """Path -> rows, of each unit that dropped some."""
-    dropped: Sequence[tuple[str, str, str, int]]
-    """(stage, pair, reason, rows) of the drops that follow the first step."""
-    kept: Sequence[tuple[str, int, int]]
-    """(pair, rows, examples)"""
-
-
-_REJECT_FIELDS: list[tuple[str, pa.DataType]] = [
-        ("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()),
-        ("src_lang", pa.string()), ("tgt_lang", pa.string()), ("src", pa.string()), ("tgt", pa.string()),
-        ("stage", pa.string()), ("reason", pa.string()),
-        ("src_lid", pa.string()), ("src_lid_prob", pa.float32()), ("tgt_lid", pa.string()), ("tgt_lid_prob", pa.float32()),
-        ("fingerprint", pa.uint64()), ("quality", pa.float32()), ("tokens", pa.int32()), ("score", pa.float32()),
-        ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
-]  # fmt: skip
-REJECT_COLUMNS = pa.schema(_REJECT_FIELDS)
 # Least and most that units rendered together may have: rows read, and copies of rows taken. And how many units they may be.
 _TASK_ROWS, _TASK_COPIES, _TASK_UNITS = (1 << 14, 1 << 20), (1 << 10, 50_000), 256
-_WITHOUT_TEXT = {"judged": ("dedup.exact", "quality.not_needed", "balance.quota"), "all": (), "none": None}
 
 
 def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection) -> list[Rendered]:
@@ -265,12 +189,12 @@ def _together(units: Sequence[Unit], copies: Mapping[str, int], workers: int) ->
     """Units that are rendered together: so many that a file of the mix is gathered from few row groups, and that small units
     cost little, but enough tasks for all workers. The output does not depend on it."""
     share = 4 * workers
-    rows, chosen = sum(sum(unit.read.values()) for unit in units), sum(copies.values())
+    rows, chosen = sum(unit.rows for unit in units), sum(copies.values())
     limits = _within(rows // share, *_TASK_ROWS), _within(chosen // share, *_TASK_COPIES)
     found: list[list[Unit]] = []
     read = taken = 0
     for unit in units:
-        more = sum(unit.read.values()), sum(copies[part.identity] for part in unit.parts)
+        more = unit.rows, sum(copies[part.identity] for part in unit.parts)
         if not found or len(found[-1]) == _TASK_UNITS or read + more[0] > limits[0] or taken + more[1] > limits[1]:
             found.append([])
             read = taken = 0
@@ -281,128 +205,6 @@ def _together(units: Sequence[Unit], copies: Mapping[str, int], workers: int) ->
 
 def _within(value: int, least: int, most: int) -> int:
     return max(least, min(most, value))
-
-
-def render(task: RenderTask) -> Rendered:
-    """Writes the examples of some units, sorted into row groups by their file of the mix, and the rejects of each."""
-    rejected: dict[str, int] = {}
-    dropped: Counter[tuple[str, str, str]] = Counter()
-    rendered = []
-    kept: dict[str, list[int]] = {}
-    for unit in task.units:
-        first = pq.read_table(unit.rejects)
-        if "stage" in first.column_names:
-            first = first.drop_columns(["stage"])
-        rejects = [shaped(first, REJECT_COLUMNS)]
-        for part in unit.parts:
-            table, verdict = _judged(part, task.columns)
-            lost = _lost(part, table, verdict, task)
-            for reason, count in count_values(lost["reason"]).items():
-                dropped[reason.partition(".")[0], part.pair, reason] += count
-            rejects.append(shaped(lost, REJECT_COLUMNS))
-            chosen = table.filter(pa.array(verdict == 0))
-            if chosen.num_rows:
-                examples = _examples(chosen, task)
-                rendered += examples
-                entry = kept.setdefault(part.pair, [0, 0])
-                entry[0], entry[1] = entry[0] + chosen.num_rows, entry[1] + sum(each.num_rows for each in examples)
-        if count := _write_rejects(rejects, task.rejects(unit), task.recipe):
-            rejected[task.rejects(unit)] = count
-    groups = _write_examples(rendered, task.examples) if rendered else []
-    result = Rendered(
-        task.name, task.examples if rendered else None, groups, rejected,
-        [(*names, n) for names, n in sorted(dropped.items())], [(pair, rows, count) for pair, (rows, count) in sorted(kept.items())],
-    )  # fmt: skip
-    _remember(result, task.done)
-    return result
-
-
-def _judged(part: Part, columns: Mapping[str, Column]) -> tuple[pa.Table, npt.NDArray[np.uint8]]:
-    """A part's rows with all that was derived of them, and their final verdicts."""
-    table, scores = part.read(), columns["scores"]
-    fate = columns["outcome"].read(part)
-    if part in scores:
-        table = table.append_column("quality", scores.read(part, "quality")["quality"])
-    counts = columns["tokens"].array(part, "tokens")
-    table = table.append_column("tokens", pa.array(counts, pa.int32(), mask=counts == 0))
-    return table.append_column("copies", fate["copies"]), fate["verdict"].to_numpy()
-
-
-def _lost(part: Part, table: pa.Table, verdict: npt.NDArray[np.uint8], task: RenderTask) -> pa.Table:
-    """The rows that go, with their reasons."""
-    mask = pa.array(verdict != 0)
-    lost = table.filter(mask)
-    names = pa.array(VERDICTS, pa.string()).take(pa.array(verdict[verdict != 0].astype(np.int64)))
-    lost = lost.append_column("reason", names)
-    if task.recipe.dedup.clusters:
-        keepers = task.columns["duplicates"].read(part).drop_columns(["verdict"]).filter(mask)
-        duplicate = pc.is_in(names, value_set=pa.array(DUPLICATES))
-        for name in keepers.column_names:
-            column = keepers[name].combine_chunks()
-            lost = lost.append_column(name, pc.if_else(duplicate, column, pa.scalar(None, column.type)))
-    return lost
-
-
-def _examples(rows: pa.Table, task: RenderTask) -> list[pa.Table]:
-    """The examples of a part's kept rows, with the number of their file of the mix as `_file`."""
-    recipe = task.recipe
-    held = np.zeros(rows.num_rows, np.bool_)
-    if task.validation is not None:
-        held = validation_hashes(rows["key"].to_numpy(), recipe.seed) <= np.uint64(task.validation)
-    found = []
-    for validation, mask in ((False, ~held), (True, held)):
-        chosen = rows.filter(pa.array(mask))
-        if not chosen.num_rows:
-            continue
-        if validation:  # such a row is there once, whatever the epochs
-            once = pa.array(np.ones(chosen.num_rows, np.int32))
-            chosen = chosen.set_column(chosen.column_names.index("copies"), "copies", once)
-        examples = instruct.render(chosen, recipe.instruct, recipe.seed)
-        keys = examples["key"].to_numpy()
-        files = np.full(examples.num_rows, _VALIDATION) if validation else file_of(keys, task.files)
-        found.append(examples.append_column("_file", pa.array(files)))
-    return found
-
-
-def file_of(keys: npt.NDArray[np.uint64], files: int) -> npt.NDArray[np.int64]:
-    """The file of the mix that a key falls into: equal ranges of the keys, in order, up to 2^32 files."""
-    return ((keys >> np.uint64(32)) * np.uint64(files) >> np.uint64(32)).astype(np.int64)
-
-
-def _write_examples(rendered: Sequence[pa.Table], path: str) -> list[tuple[int, int]]:
-    """Writes examples, a row group for each file of the mix; returns (file, row group)."""
-    examples = pa.concat_tables(rendered, promote_options="default")
-    files = examples["_file"].to_numpy()
-    order = np.argsort(files, kind="stable")
-    examples = examples.take(order).drop_columns(["_file"])
-    values, starts = np.unique(files[order], return_index=True)
-    ends = np.append(starts[1:], examples.num_rows)
-    with writing(path) as scratch, pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer:
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            writer.write_table(examples.slice(start, end - start), row_group_size=end - start)
-    return [(int(value), group) for group, value in enumerate(values)]
-
-
-def _write_rejects(tables: list[pa.Table], path: str, recipe: Recipe) -> int:
-    """Writes the rejects of a unit, if there are some; returns their number."""
-    table = pa.concat_tables(tables)
-    table = table.take(pc.sort_indices(table, [("row", "ascending")]))
-    stage = pc.replace_substring_regex(table["reason"], pattern=r"\..*", replacement="")
-    table = table.set_column(REJECT_COLUMNS.get_field_index("stage"), "stage", stage)
-    silent = _WITHOUT_TEXT[recipe.rejects.text]
-    if silent is None or silent:
-        hide: Any = True if silent is None else pc.is_in(table["reason"], value_set=pa.array(silent))
-        for name in ("src", "tgt"):
-            column = pc.if_else(hide, pa.scalar(None, pa.string()), table[name])
-            if isinstance(column, pa.Scalar):
-                column = pa.nulls(table.num_rows, pa.string())
-            table = table.set_column(table.column_names.index(name), name, column)
-    if not recipe.dedup.clusters:
-        table = table.drop_columns(["keeper_source", "keeper_shard", "keeper_row"])
-    if table.num_rows:
-        with writing(path) as scratch:
-            write_table(table, scratch)
-    return table.num_rows
 
 
 # ------------------------------------------------------------------------------------------------------ files of the mix
@@ -421,7 +223,7 @@ class MixTask:
 
     def recall(self) -> MixFile | None:
         """The result, if the file is done and there."""
-        return _recall(self.done, MixFile) if ready(self.output) else None
+        return recall(self.done, MixFile) if ready(self.output) else None
 
 
 @dataclass(frozen=True)
@@ -436,10 +238,10 @@ class MixFile:
 def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str, int]]]) -> list[MixFile]:
     """Writes the files of the mix, and returns them by name; one without rows where nothing is kept."""
     suffix = run.recipe.instruct.container
-    present = sorted(file for file in pieces if file != _VALIDATION)
+    present = sorted(file for file in pieces if file != VALIDATION)
     names = {file: f"mix/train-{n:05d}-of-{len(present):05d}.{suffix}" for n, file in enumerate(present)}
-    if _VALIDATION in pieces:
-        names[_VALIDATION] = f"mix/validation/validation-00000-of-00001.{suffix}"
+    if VALIDATION in pieces:
+        names[VALIDATION] = f"mix/validation/validation-00000-of-00001.{suffix}"
     tasks = [
         MixTask(name, tuple(pieces[file]), str(staging / name), str(staging / "done" / f"{name}.json"), run.recipe)
         for file, name in names.items()
@@ -471,7 +273,7 @@ def gather(task: MixTask) -> MixFile:
     with writing(task.output) as scratch:
         instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
     result = MixFile(task.name, table.num_rows, tokens)
-    _remember(result, task.done)
+    remember(result, task.done)
     return result
 
 
@@ -489,19 +291,6 @@ def _staged(run: Run, kind: str, title: str, function: Callable[[Any], T], tasks
     run.reuse(kind, len(tasks) - len(todo))
     made = {result.name: result for result in run.map(title, function, [(task, task.rows) for task in todo], made=kind)}
     return [result or made[task.name] for task, result in zip(tasks, earlier, strict=True)]
-
-
-def _remember(result: Rendered | MixFile, marker: str) -> None:
-    """Writes a task's result beside its files, last: an interrupted run finds there what is done."""
-    with writing(marker) as scratch:
-        scratch.write_text(json.dumps(asdict(result)), encoding="utf-8")
-
-
-def _recall(marker: str, kind: type[T]) -> T | None:
-    try:
-        return kind(**json.loads(Path(marker).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 # -------------------------------------------------------------------------------------------------- card and manifest

@@ -60,10 +60,12 @@ def learn_pair(work: Work) -> None:
             lowest = np.partition(lowest, settings.sample - 1)[: settings.sample]
     tables = []
     for part, places in zip(work.parts, chosen, strict=True):
-        table = part.read("src", "tgt", "src_lang", "tgt_lang", "key").take(places)
-        if lowest.size:
-            table = table.filter(pa.array(table["key"].to_numpy() <= lowest.max()))
-        tables.append(table.drop_columns(["key"]))
+        for rows, table in part.read_pieces("src", "tgt", "src_lang", "tgt_lang", "key"):
+            begin, end = np.searchsorted(places, (rows.start, rows.stop))
+            table = table.take(places[begin:end] - rows.start)
+            if lowest.size:
+                table = table.filter(pa.array(table["key"].to_numpy() <= lowest.max()))
+            tables.append(table.drop_columns(["key"]))
     state = quality.prepare(pa.concat_tables(tables), settings, seed)
     with writing(work.outputs[0]) as scratch:
         scratch.write_bytes(state)
@@ -160,11 +162,13 @@ def score_part(work: Work) -> None:
         scores = before.floats(part, "quality").copy()
         computed, reused = _counts(before.file(part))
         mask &= ~columns["scored"].marked(part)
-    if mask.any():
-        rows = part.read().filter(pa.array(mask))
-        found, new = _score_rows(rows, work)
-        scores[mask] = found
-        computed, reused = computed + new, reused + rows.num_rows - new
+    for rows, table in part.read_pieces() if mask.any() else ():
+        here = mask[rows]
+        if here.any():
+            table = table.filter(pa.array(here))
+            found, new = _score_rows(table, work)
+            scores[rows][here] = found
+            computed, reused = computed + new, reused + table.num_rows - new
     notes = {"computed": str(computed), "reused": str(reused)}
     work.write(part, {"quality": pa.array(scores, from_pandas=True)}, notes)
 
@@ -323,9 +327,9 @@ def write_index(
     def relative(file: str) -> str:
         return os.path.relpath(file, run.out)
 
-    def files(part: Part) -> dict[str, str | None]:
+    def files(part: Part) -> dict[str, Any]:
         return {
-            "part": relative(part.path),
+            "parts": [relative(path) for path, _ in part.pieces],
             "verdicts": relative(verdicts.file(part)),
             "scores": relative(scores.file(part)),
             "wanted": relative(wanted.file(part)) if wanted is not None else None,

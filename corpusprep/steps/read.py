@@ -1,7 +1,8 @@
 """Step 1: shards that are new or have changed are read, batch by batch, and go through the stages that judge each row by itself.
 
-A reader cuts a shard into batches and writes each batch to a file. A worker reads that file and writes a unit: a folder with one
-part per language pair, and the rejects.
+Of each batch a worker writes a folder with a file for each language pair, and the rejects. Where there are many shards, workers
+read them. A large shard is read by one reader for all: it writes each batch to a file, from which a worker goes on. Small shards
+are read together, as if they were one. Batches of a very large shard are taken together by the steps that follow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,18 +23,19 @@ import pyarrow.compute as pc
 from corpusprep.arrow import count_values, join, row_keys
 from corpusprep.errors import CorpusprepError, InputError, RunError
 from corpusprep.keys import code_digest, digest, file_digest, user_code, versions
-from corpusprep.parts import Part, Unit, pair_column
+from corpusprep.parts import Batch, Part, Unit, pair_column
+from corpusprep.sources import MAX_BYTES, MAX_ROWS, RawBatch, open_source
 from corpusprep.sources.read_ahead import read_ahead
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stage import Outcome, load_function
 from corpusprep.stages import clean, langid
 from corpusprep.stages.dedup import rows as dedup_rows
-from corpusprep.store import Store, commit, ready, write_table
+from corpusprep.store import Store, commit, ready, remove, write_table
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
     from corpusprep.recipe import Recipe, UserStage
-    from corpusprep.sources import RawBatch, Shard, Source
+    from corpusprep.sources import Shard, Source, SourceSettings
     from corpusprep.stages.dedup import DedupSettings
 
 Dropped = Counter[tuple[str, str, str]]
@@ -42,47 +44,149 @@ Dropped = Counter[tuple[str, str, str]]
 _DECIDING = ("exact", "near", "max_distance", "scope", "keep", "clusters", "against")
 """Settings of dedup that follow the fingerprint, and so are no part of this step."""
 
+_SMALL, _MANY_SMALL = 1 << 20, 64  # bytes of a small shard; how many of a source are many
+_GROUP_BYTES, _GROUP_SHARDS = (
+    8 << 20,
+    128,
+)  # small shards that are read as one: at most so many bytes, so many shards on average
+_BYTES_A_BATCH, _MOST_TOGETHER = 1 << 30, 16  # of a shard, for each batch of a unit
+_SHARES = 4  # a worker reads a shard itself if it is no more than a worker's share of all, by this number
+
 
 @dataclass(frozen=True)
 class Reading:
-    """A shard that is to be read: its unit names begin with `name`, and its parts bear `key`."""
+    """What is read as one: a shard, or many small ones that follow each other in a source.
 
-    source: Source
-    shard: Shard
+    Attributes:
+        settings: of the source.
+        shards: in rank order.
+        key: of its batches and parts.
+        name: that names of its batches begin with.
+        rank: (source, first shard).
+        size: bytes; None where that is not known.
+        together: batches that make a unit.
+    """
+
+    settings: SourceSettings
+    shards: tuple[Shard, ...]
     key: str
     name: str
     rank: tuple[int, int]
+    size: int | None
+    together: int
+
+    def batch_name(self, number: int) -> str:
+        return f"{self.name}-{number:05d}"
+
+    def cut(self, source: Source) -> Iterator[RawBatch]:
+        """The rows in batches; where these end depends on the content of the shards alone."""
+        if len(self.shards) == 1:
+            yield from source.read(self.shards[0], max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
+            return
+        held: list[RawBatch] = []
+        rows = size = 0
+        for shard in self.shards:
+            for batch in source.read(shard):
+                more = batch.table.num_rows + batch.rejected.num_rows, batch.table.nbytes + batch.rejected.nbytes
+                if held and (rows + more[0] > MAX_ROWS or size + more[1] > MAX_BYTES):
+                    yield _join(held)
+                    held, rows, size = [], 0, 0
+                held.append(batch)
+                rows, size = rows + more[0], size + more[1]
+        yield _join(held)
+
+    def units(self, batches: Sequence[Batch]) -> list[Unit]:
+        """What the steps that follow take together, of all batches in their order."""
+        starts = range(0, len(batches), self.together)
+        return [self._unit(number, tuple(batches[k : k + self.together])) for number, k in enumerate(starts)]
+
+    def _unit(self, number: int, batches: tuple[Batch, ...]) -> Unit:
+        name, rank = self.batch_name(number), (*self.rank, number)
+        shard = self.shards[0].shard if len(self.shards) == 1 else None
+        parts = []
+        for pair in sorted({pair for batch in batches for pair in batch.kept}):
+            pieces = tuple((batch.file(pair), batch.kept[pair]) for batch in batches if pair in batch.kept)
+            parts.append(Part(f"{name}.{pair}", self.key, pair, pieces, self.shards[0].source, shard, rank))
+        return Unit(name, batches, tuple(parts), rank)
+
+
+def _join(batches: Sequence[RawBatch]) -> RawBatch:
+    problems = [problem for batch in batches for problem in batch.problems]
+    return RawBatch(
+        pa.concat_tables([batch.table for batch in batches]), pa.concat_tables([batch.rejected for batch in batches]), problems
+    )  # fmt: skip
 
 
 def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
-    """Reads every shard that has units missing, and makes these; returns all units in rank order."""
-    store = run.store
+    """Reads every shard that has batches missing, and makes these; returns all units in rank order."""
     evaluation = _evaluation(run, sources)
     common = _common_key(run.recipe, evaluation)
     units: list[Unit] = []
-    todo: list[Reading] = []
+    todo: list[tuple[Source, Reading]] = []
+    names = Counter[str]()
     for number, (source, shards) in enumerate(sources):
         settings = source.settings.model_dump(mode="json", exclude={"path", "pairs"})
         code = code_digest(run_batch, type(source))
-        for index, shard in enumerate(shards):
+        sizes = [source.size(shard) for shard in shards]
+        for some in _together(shards, sizes):
+            read_as_one = [shards[k] for k in some]
             # A shard of one pair is the same whatever other pairs the recipe names.
-            pairs = shard.pair or source.settings.wanted()
-            key = digest(common, code, settings, pairs, source.identity(shard))
-            files = [os.path.basename(file) for file in shard.files]
-            name = f"{shard.source}-{digest(shard.shard, shard.split, shard.pair, files)[:16]}"
-            rank = (number, index)
-            found = _find_units(store, name, key, shard, rank)
+            inputs = [(shard.pair or source.settings.wanted(), source.identity(shard)) for shard in read_as_one]
+            size = _sum([sizes[k] for k in some])
+            batches = max(1, min(_MOST_TOGETHER, (size or 0) // _BYTES_A_BATCH))
+            key = digest(common, code, settings, inputs, batches)
+            reading = Reading(
+                source.settings, tuple(read_as_one), key, _name(read_as_one), (number, some[0]), size, batches
+            )
+            names[reading.name] += 1
+            found = _find_batches(run.store, reading)
             if found is None:
-                todo.append(Reading(source, shard, key, name, rank))
+                todo.append((source, reading))
             else:
                 run.reuse("pass1", len(found))
-                units += found
-    names = Counter(unit.name for unit in units) + Counter(reading.name for reading in todo)
+                units += reading.units(found)
     if twice := [name for name, count in names.items() if count > 1]:
         raise InputError(twice[0], "two shards of this source have the same name", "Rename one of them")
     if todo:
-        units += _read_shards(run, todo, evaluation)
+        units += _read_all(run, todo, evaluation)
     return sorted(units, key=lambda unit: unit.rank)
+
+
+def _sum(sizes: Sequence[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _together(shards: Sequence[Shard], sizes: Sequence[int | None]) -> list[list[int]]:
+    """Numbers of shards that are read as one: small ones that follow each other, if the source has many of them.
+
+    Where a group ends is decided by names, as far as possible: a shard that is new or gone changes the group that it lies in.
+    """
+    small = [size is not None and size <= _SMALL for size in sizes]
+    if sum(small) < _MANY_SMALL:
+        return [[k] for k in range(len(shards))]
+    found: list[list[int]] = []
+    size, open_ = 0, False
+    for k, shard in enumerate(shards):
+        more = sizes[k] or 0
+        # Rows of a group are told apart by the name of their shard, and are in the order of these names.
+        fits = open_ and small[k] and shards[k - 1].shard < shard.shard and size + more <= _GROUP_BYTES
+        if not fits:
+            found.append([])
+            size = 0
+        found[-1].append(k)
+        size += more
+        open_ = small[k] and int(digest(shard.shard)[:8], 16) % _GROUP_SHARDS != 0
+    return found
+
+
+def _name(shards: Sequence[Shard]) -> str:
+    """The beginning of the names of batches."""
+    names = []
+    for shard in shards:
+        files = [os.path.basename(file) for file in shard.files]
+        names.append(digest(shard.shard, shard.split, shard.pair, files)[:16])
+    return f"{shards[0].source}-{names[0] if len(names) == 1 else digest(names)[:16]}"
 
 
 def _common_key(recipe: Recipe, evaluation: _Evaluation) -> str:
@@ -95,98 +199,136 @@ def _common_key(recipe: Recipe, evaluation: _Evaluation) -> str:
     )  # fmt: skip
 
 
-def _find_units(store: Store, name: str, key: str, shard: Shard, rank: tuple[int, int]) -> list[Unit] | None:
-    """The units of a shard that was read to its end, if they are all there."""
-    marker = store.path("pass1", f"{name}.shard", key)
+def _find_batches(store: Store, reading: Reading) -> list[Batch] | None:
+    """The batches of shards that were read to their end, if they are all there."""
+    marker = store.path("pass1", f"{reading.name}.shard", reading.key)
     if not ready(marker):
         return None
-    count = json.loads(marker.read_text(encoding="utf-8"))["units"]
-    folders = [store.path("pass1", f"{name}-{i:05d}", key) for i in range(count)]
-    if not all(ready(folder / "unit.json") for folder in folders):
+    count = json.loads(marker.read_text(encoding="utf-8"))["batches"]
+    folders = [store.path("pass1", reading.batch_name(number), reading.key) for number in range(count)]
+    if not all(ready(folder / "batch.json") for folder in folders):
         return None
-    return [
-        load_unit(f"{name}-{i:05d}", key, folder, shard.source, shard.shard, (*rank, i))
-        for i, folder in enumerate(folders)
+    return [load_batch(reading.batch_name(number), folder) for number, folder in enumerate(folders)]
+
+
+def _read_all(run: Run, todo: Sequence[tuple[Source, Reading]], evaluation: _Evaluation) -> list[Unit]:
+    progress = _Done(run, [reading for _, reading in todo])
+    whole = _read_by_workers([reading for _, reading in todo], run.engine.workers)
+    cut: list[Callable[[], Iterator[_Message]]] = [
+        functools.partial(_cut, source, reading, run.store) for source, reading in todo if reading.name not in whole
     ]
 
+    def shards() -> Iterator[_Message]:
+        for _, reading in todo:
+            if reading.name in whole:
+                yield ReadTask(reading, str(run.store.folder / "pass1"), str(run.store.scratch()))
 
-def _read_shards(run: Run, todo: Sequence[Reading], evaluation: _Evaluation) -> list[Unit]:
-    store = run.store
-    units: list[Unit] = []
-    reached = 0  # shards read to their end
-    counts: dict[str, int] = {}  # shards read to their end -> units
-    done = Counter[str]()
-    keys = {reading.name: reading.key for reading in todo}
-
-    def mark(name: str) -> None:
-        """Marks a shard as done once all its units are, so that a later run does not read it."""
-        if counts.get(name) == done[name]:
-            scratch = store.scratch()
-            scratch.write_text(json.dumps({"units": counts[name]}), encoding="utf-8")
-            commit(scratch, store.path("pass1", f"{name}.shard", keys[name]))
-
-    def batches(reading: Reading) -> Iterator[_Spooled | _End]:
-        """Cuts a shard into batches, and writes those that are not done yet to files."""
-        shard, count = reading.shard, 0
-        for batch in reading.source.read(shard):
-            unit, rank = f"{reading.name}-{count:05d}", (*reading.rank, count)
-            folder = store.path("pass1", unit, reading.key)
-            count += 1
-            task = RawBatchTask(
-                unit, reading.key, shard.source, shard.shard, rank, "", str(folder), str(store.scratch()), tuple(batch.problems)
-            )  # fmt: skip
-            there = ready(folder / "unit.json")
-            yield _Spooled(task if there else replace(task, raw=_spool(batch, store)), there)
-        yield _End(reading.name, count)
-
-    def tasks() -> Generator[RawBatchTask]:
-        nonlocal reached
+    def tasks() -> Generator[BatchTask | ReadTask]:
         # One reader keeps about ten workers busy; a shard has one, as a gzip file can be read from its beginning only.
-        readers = [functools.partial(batches, reading) for reading in todo]
-        with contextlib.closing(read_ahead(readers, 1 + run.engine.workers // 8)) as messages:
+        readers = min(len(cut), 1 + run.engine.workers // 8)
+        reading_ahead = read_ahead([shards, *cut] if whole else cut, readers + bool(whole))
+        with contextlib.closing(reading_ahead) as messages:
             for message in messages:
                 if isinstance(message, _End):
-                    reached += 1
-                    counts[message.name] = message.units
-                    mark(message.name)
-                    continue
-                task, there = message
-                if there:
-                    run.reuse("pass1", 1)
-                    folder = Path(task.folder)
-                    units.append(load_unit(task.name, task.key, folder, task.source, task.shard, task.rank))
-                    done[task.name.rpartition("-")[0]] += 1
-                    continue
-                for problem in task.problems:
-                    run.progress.say(f"warning: {problem}")
-                yield task
-                run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
+                    progress.end(message.name, message.batches)
+                elif isinstance(message, Batch):
+                    progress.add(message, made=False)
+                else:
+                    yield message
 
     run.progress.start("read, clean, identify, fingerprint", None)
     setup = functools.partial(open_stages, run.recipe, evaluation.index())
     with contextlib.closing(tasks()) as made:  # nobody reads on after a failure
-        for unit in run.engine.map(run_batch, made, setup=setup):
-            units.append(unit)
-            name = unit.name.rpartition("-")[0]
-            done[name] += 1
-            mark(name)
-            run.progress.advance(sum(unit.read.values()), f"shard {min(reached + 1, len(todo))} of {len(todo)}")
+        for done in run.engine.map(run_task, made, setup=setup):
+            for batch, new in done.batches:
+                progress.add(batch, new)
+            if done.whole is not None:
+                progress.end(done.whole, len(done.batches))
     run.progress.end()
-    return units
+    return progress.units()
 
 
-class _Spooled(NamedTuple):
-    """A batch in a file for a worker, or one whose unit is done."""
+def _read_by_workers(todo: Sequence[Reading], workers: int) -> set[str]:
+    """Names of what workers read themselves: what is small beside all that there is, so that none is left alone with it at
+    the end."""
+    total = sum(reading.size or 0 for reading in todo)
+    limit = total / (_SHARES * workers)
+    return {reading.name for reading in todo if reading.size is not None and reading.size <= limit}
 
-    task: RawBatchTask
-    there: bool
+
+def _cut(source: Source, reading: Reading, store: Store) -> Iterator[_Message]:
+    """Cuts a shard into batches, and writes those that are not done yet to files."""
+    count = 0
+    for batch in reading.cut(source):
+        name = reading.batch_name(count)
+        folder = store.path("pass1", name, reading.key)
+        count += 1
+        if ready(folder / "batch.json"):
+            yield load_batch(name, folder)
+        else:
+            task = BatchTask(name, str(folder), str(store.scratch()), tuple(batch.problems))
+            yield replace(task, raw=_spool(batch, store))
+    yield _End(reading.name, count)
 
 
 class _End(NamedTuple):
     """A shard was read to its end."""
 
     name: str
-    units: int
+    batches: int
+
+
+_Message = Union["BatchTask", "ReadTask", Batch, _End]
+"""What a reader says: a task, a batch that is there, or that it has come to an end."""
+
+
+class _Done:
+    """What is done of all that is to be read."""
+
+    def __init__(self, run: Run, todo: Sequence[Reading]) -> None:
+        self._run = run
+        self._todo = {reading.name: reading for reading in todo}
+        self._batches: dict[str, list[Batch]] = {reading.name: [] for reading in todo}
+        self._counts: dict[str, int] = {}  # of what was read to its end
+
+    def add(self, batch: Batch, made: bool) -> None:
+        """Notes a batch that was made, or was there."""
+        run, name = self._run, batch.name.rpartition("-")[0]
+        run.store.path("pass1", batch.name, self._todo[name].key)
+        self._batches[name].append(batch)
+        if made:
+            run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
+            for problem in batch.problems:
+                run.progress.say(f"warning: {problem}")
+            run.progress.advance(sum(batch.read.values()), self._shard())
+        else:
+            run.reuse("pass1", 1)
+        self._mark(name)
+
+    def end(self, name: str, batches: int) -> None:
+        """Notes that something was read to its end, in so many batches."""
+        self._counts[name] = batches
+        self._mark(name)
+
+    def _mark(self, name: str) -> None:
+        """Marks what is done once all its batches are, so that a later run does not read it."""
+        if self._counts.get(name) == len(self._batches[name]):
+            store = self._run.store
+            scratch = store.scratch()
+            scratch.write_text(json.dumps({"batches": self._counts[name]}), encoding="utf-8")
+            commit(scratch, store.path("pass1", f"{name}.shard", self._todo[name].key))
+
+    def _shard(self) -> str:
+        of = sum(len(reading.shards) for reading in self._todo.values())
+        ended = sum(len(self._todo[name].shards) for name in self._counts)
+        return f"shard {min(ended + 1, of)} of {of}"
+
+    def units(self) -> list[Unit]:
+        return [
+            unit
+            for name, batches in self._batches.items()
+            for unit in self._todo[name].units(sorted(batches, key=lambda batch: batch.number))
+        ]
 
 
 def _evaluation(run: Run, sources: list[tuple[Source, list[Shard]]]) -> _Evaluation:
@@ -232,34 +374,56 @@ class _Evaluation:
 
 
 def _spool(batch: RawBatch, store: Store) -> str:
-    """Writes a raw batch to a file: its good rows, and the rejected ones with their reason."""
+    """Writes a raw batch to a file."""
+    table = _all_rows(batch)
+    path = store.scratch(".arrow")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return str(path)
+
+
+def _all_rows(batch: RawBatch) -> pa.Table:
+    """The good rows of a batch, and the rejected ones; the column `reason` is null for good rows."""
     schema = batch.table.schema.append(pa.field("reason", pa.string()))
     table = batch.table.append_column("reason", pa.nulls(batch.table.num_rows, pa.string()))
-    rejected = batch.rejected
-    both = pa.concat_tables([table.cast(schema), rejected.select(schema.names).cast(schema)])
-    path = store.scratch(".arrow")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(both)
-    return str(path)
+    return pa.concat_tables([table.cast(schema), batch.rejected.select(schema.names).cast(schema)])
 
 
 # ---------------------------------------------------------------------------------------------------------- first pass
 
 
 @dataclass(frozen=True)
-class RawBatchTask:
-    """One batch of a shard, as the reader cut it."""
+class BatchTask:
+    """One batch of a shard, as a reader cut it."""
 
     name: str
-    key: str
-    source: str
-    shard: str
-    rank: tuple[int, int, int]
-    raw: str
-    """Arrow file with the rows and a column `reason`, null for good rows; removed when the task is done."""
     folder: str
     scratch: str
     problems: tuple[str, ...]
+    raw: str = ""
+    """Arrow file with all rows, see `_all_rows`; removed when the task is done."""
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Something to be read, and all its batches."""
+
+    reading: Reading
+    folder: str
+    """Where the folders of batches lie."""
+    scratch: str
+
+
+class Done(NamedTuple):
+    """What a task did.
+
+    Attributes:
+        batches: each with whether it was made, or was there.
+        whole: the name of what was read to its end.
+    """
+
+    batches: list[tuple[Batch, bool]]
+    whole: str | None = None
 
 
 @dataclass
@@ -326,10 +490,27 @@ def tally(dropped: Dropped, stage: str, table: pa.Table) -> None:
         dropped[stage, pair, reason] += count
 
 
-def run_batch(stages: Stages, task: RawBatchTask) -> Unit:
-    """Cleans, identifies, protects and fingerprints one batch; writes its folder of parts."""
-    with pa.memory_map(task.raw) as source:
-        everything = pa.ipc.open_file(source).read_all()
+def run_task(stages: Stages, task: BatchTask | ReadTask) -> Done:
+    """Does one batch, or reads something and does all its batches that are not done yet."""
+    if isinstance(task, BatchTask):
+        with pa.memory_map(task.raw) as source:
+            batch = run_batch(stages, task, pa.ipc.open_file(source).read_all())
+        Path(task.raw).unlink(missing_ok=True)
+        return Done([(batch, True)])
+    reading, found = task.reading, []
+    for number, raw in enumerate(reading.cut(open_source(reading.settings))):
+        name = reading.batch_name(number)
+        folder = Path(f"{task.folder}/{name}.{reading.key}")
+        if ready(folder / "batch.json"):
+            found.append((load_batch(name, folder), False))
+        else:
+            mine = BatchTask(name, str(folder), f"{task.scratch}-{number}", tuple(raw.problems))
+            found.append((run_batch(stages, mine, _all_rows(raw)), True))
+    return Done(found, reading.name)
+
+
+def run_batch(stages: Stages, task: BatchTask, everything: pa.Table) -> Batch:
+    """Cleans, identifies, protects and fingerprints one batch; writes its folder."""
     well_formed = pc.is_null(everything["reason"])
     rejects = [everything.filter(pc.invert(well_formed))]
     dropped: Dropped = Counter()
@@ -351,9 +532,13 @@ def run_batch(stages: Stages, task: RawBatchTask) -> Unit:
     except CorpusprepError:
         raise
     except Exception as error:
-        first, last = (everything["row"][0], everything["row"][-1]) if everything.num_rows else ("?", "?")
+        first, last = (
+            (" ".join(str(everything[name][k]) for name in ("shard", "row")) for k in (0, -1))
+            if everything.num_rows
+            else ("?", "?")
+        )
         raise RunError(
-            f"{task.source}: {task.shard}, rows {first} to {last}: stage {stage} failed with {type(error).__name__}: {error}. "
+            f"{everything['source'][0] if everything.num_rows else '?'}: rows {first} to {last}: stage {stage} failed with {type(error).__name__}: {error}. "
             f"This is a bug in corpusprep: please report it with those rows. `enabled = false` under [{stage}] skips the stage."
         ) from error
     if "key" in table.column_names:
@@ -363,40 +548,28 @@ def run_batch(stages: Stages, task: RawBatchTask) -> Unit:
     scratch.mkdir(parents=True)
     write_table(pa.concat_tables([r for r in rejects if r.num_rows] or rejects[:1], promote_options="default"),
                 scratch / "rejects.parquet")  # fmt: skip
-    folder = Path(task.folder)
-    parts = []
+    kept = {}
     pairs = pair_column(table)
     for pair, rows in sorted(count_values(pairs).items()):
         chosen = table if rows == table.num_rows else table.filter(pc.equal(pairs, pa.scalar(pair)))
         write_table(chosen, scratch / f"{pair}.parquet")
-        parts.append({"pair": pair, "rows": rows})
+        kept[pair] = rows
     summary = {
         "read": read,
         "dropped": [[*names, count] for names, count in sorted(dropped.items())],
-        "parts": parts,
+        "kept": kept,
         "problems": task.problems,
     }
-    (scratch / "unit.json").write_text(json.dumps(summary), encoding="utf-8")
+    (scratch / "batch.json").write_text(json.dumps(summary), encoding="utf-8")
+    folder = Path(task.folder)
+    if not ready(folder / "batch.json"):
+        remove(folder)  # a power failure can leave a folder without its last file
     commit(scratch, folder)
-    Path(task.raw).unlink(missing_ok=True)
-    return load_unit(task.name, task.key, folder, task.source, task.shard, task.rank)
+    return load_batch(task.name, folder)
 
 
-def load_unit(name: str, key: str, folder: Path, source: str, shard: str, rank: tuple[int, int, int]) -> Unit:
-    """A finished unit, from its folder."""
-    summary = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-    parts = tuple(
-        Part(
-            f"{name}.{p['pair']}", key, p["pair"], p["rows"], str(folder / f"{p['pair']}.parquet"), source, shard, rank
-        )
-        for p in summary["parts"]
-    )
-    return Unit(
-        name,
-        str(folder),
-        summary["read"],
-        [(d[0], d[1], d[2], d[3]) for d in summary["dropped"]],
-        parts,
-        tuple(summary["problems"]),
-        rank,
-    )
+def load_batch(name: str, folder: Path) -> Batch:
+    """A finished batch, from its folder."""
+    summary = json.loads((folder / "batch.json").read_text(encoding="utf-8"))
+    dropped = [(d[0], d[1], d[2], d[3]) for d in summary["dropped"]]
+    return Batch(name, str(folder), summary["read"], dropped, summary["kept"], tuple(summary["problems"]))

@@ -51,7 +51,7 @@ def verify(run: Run, units: Sequence[Unit]) -> None:
     limits = Limits(-(-recipe.verify // samples), _BYTES // samples)
     models = langid.model_files(recipe.langid) if recipe.langid.enabled else []
     sample = Group("sample", tuple(part for unit, _ in chosen for part in unit.parts))
-    rejects = {unit.name: str(unit.rejects) for unit, _ in chosen}
+    rejects = {unit.name: [batch.rejects for batch in unit.batches] for unit, _ in chosen}
     changed = any(stage.after == "langid" for stage in recipe.stage)
     report = run.derive(
         "verify", "verify a sample", compare, [sample],
@@ -77,7 +77,7 @@ def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Unit, tuple[str, ...
 
 def _state(unit: Unit) -> list[tuple[int, int]]:
     """Sizes and times of a unit's files: a unit that was made again is verified again, even if its key is the same."""
-    files = [*(part.path for part in unit.parts), str(unit.rejects)]
+    files = [path for part in unit.parts for path, _ in part.pieces] + [batch.rejects for batch in unit.batches]
     return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
 
 
@@ -88,24 +88,27 @@ def compare(work: Work) -> None:
         RunError: a value differs.
     """
     chosen, limits, language, duplicates, seed, changed = work.settings
-    paths = {part.name: part.path for part in work.parts}
+    pieces = {part.name: [path for path, _ in part.pieces] for part in work.parts}
     identified, fingerprinted = [], []
     for unit, pairs in chosen:
-        rejects = _read(work.hints["rejects"][unit], [*_IDENTIFIED, "reason"])
-        judged: Any = pc.starts_with(rejects["reason"], "langid.")
-        rejects = rejects.filter(judged)
-        of = pair_column(rejects)
+        rejects = {pair: _Sample(_IDENTIFIED, limits.rows, seed) for pair in pairs}
+        for path in work.hints["rejects"][unit]:
+            table = _read(path, [*_IDENTIFIED, "reason"])
+            judged: Any = pc.starts_with(table["reason"], "langid.")
+            table = table.filter(judged)
+            of = pair_column(table)
+            for pair in pairs:
+                rejects[pair].add(table.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED))
         for pair in pairs:
-            lost = rejects.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED)
             columns = [*_IDENTIFIED, "fingerprint"]
-            part = f"{unit}.{pair}"
-            kept = _read(paths[part], columns) if part in paths else _empty(columns)
+            kept, lost = _Sample(columns, limits.rows, seed), rejects[pair]
+            for path in pieces.get(f"{unit}.{pair}", ()):
+                kept.add(_read(path, columns))
             # In proportion to what language identification kept and dropped, but some of both.
-            share = kept.num_rows / max(1, kept.num_rows + lost.num_rows)
-            kept = _lowest(kept, max(1, round(share * limits.rows)), limits.bytes, seed)
-            lost = _lowest(lost, max(1, round((1 - share) * limits.rows)), limits.bytes, seed)
-            identified += [kept.select(_IDENTIFIED), lost]
-            fingerprinted.append(kept.select(_FINGERPRINTED))
+            share = kept.of / max(1, kept.of + lost.of)
+            rows = kept.take(max(1, round(share * limits.rows)), limits.bytes)
+            identified += [rows.select(_IDENTIFIED), lost.take(max(1, round((1 - share) * limits.rows)), limits.bytes)]
+            fingerprinted.append(rows.select(_FINGERPRINTED))
     result: dict[str, Any] = {}
     table = pa.concat_tables(identified)
     if language.enabled and table.num_rows:
@@ -135,15 +138,27 @@ def _read(path: str | Path, columns: list[str]) -> pa.Table:
     return shaped(pq.read_table(path, columns=[name for name in columns if name in there]), _empty(columns).schema)
 
 
-def _lowest(table: pa.Table, rows: int, limit: int, seed: int) -> pa.Table:
-    """The rows of lowest key, at most so many, and no more bytes of text than the limit, but one row at least."""
-    if not table.num_rows:
-        return table
-    keys = row_keys(table, seed)
-    order = np.argsort(keys, kind="stable")[:rows]
-    size = sum(np.diff(string_buffers(table[side])[0])[order] for side in ("src", "tgt"))
-    order = order[: max(1, int(np.searchsorted(np.cumsum(size), limit, side="right")))]
-    return table.take(np.sort(order))
+class _Sample:
+    """The rows of lowest key among those that are added."""
+
+    def __init__(self, columns: Sequence[str], rows: int, seed: int) -> None:
+        self.of = 0
+        """Rows that were added."""
+        self._rows, self._seed = rows, seed
+        self._chosen = _empty(columns)
+
+    def add(self, table: pa.Table) -> None:
+        self.of += table.num_rows
+        table = pa.concat_tables([self._chosen, table])
+        self._chosen = table.take(np.sort(np.argsort(row_keys(table, self._seed), kind="stable")[: self._rows]))
+
+    def take(self, rows: int, limit: int) -> pa.Table:
+        """At most so many of the rows, and no more bytes of text than the limit, but one row at least."""
+        table = self._chosen
+        order = np.argsort(row_keys(table, self._seed), kind="stable")[:rows]
+        size = sum(np.diff(string_buffers(table[side])[0])[order] for side in ("src", "tgt"))
+        order = order[: max(1, int(np.searchsorted(np.cumsum(size), limit, side="right")))]
+        return table.take(np.sort(order))
 
 
 def _summary(stage: str, table: pa.Table, found: Agreement) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def make_part(work: Work) -> None:
         "row": place.astype(np.int64), "key": combine(place, 5), "fingerprint": values, "text_hash": hashes,
         "flaws": (combine(place, 6) % np.uint64(4)).astype(np.uint8),
     }  # fmt: skip
-    Path(part.path).parent.mkdir(parents=True, exist_ok=True)
-    write_table(pa.table(table), part.path)
+    path = Path(part.pieces[0][0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pa.table(table), path)
     scores = (combine(place, 7) >> np.uint64(40)).astype(np.float32) / 2**24
     work.write(part, {"quality": scores, "tokens": (combine(place, 8) % np.uint64(90) + 20).astype(np.int32)})
 
@@ -150,7 +151,7 @@ def measure(kind: str, rows: int, memory: int, part_rows: int, workers: int, fol
     recipe = load_recipe(None, sources=["tsv=none.en-de.tsv"], overrides=overrides)
     starts = range(0, rows, part_rows)
     parts = [
-        Part(f"u{k:05d}.en-de", "k", "en-de", min(part_rows, rows - begin), str(folder / "made" / f"{k}.parquet"), "s", "f", (0, 0, k))
+        Part(f"u{k:05d}.en-de", "k", "en-de", ((str(folder / "made" / f"{k}.parquet"), min(part_rows, rows - begin)),), "s", "f", (0, 0, k))
         for k, begin in enumerate(starts)
     ]  # fmt: skip
     store = Store(folder / "parts")

@@ -63,7 +63,7 @@ def parts_cost(folder: Path, count: int, workers: int) -> None:
     file = folder / "part.parquet"
     write_table(pa.table({"row": np.arange(3)}), file)
     parts = [
-        Part(f"u{k:06d}.en-{k % 16}", "k" * 20, f"en-{k % 16}", 3, str(file), "source", f"shard-{k}", (0, k, 0))
+        Part(f"u{k:06d}.en-{k % 16}", "k" * 20, f"en-{k % 16}", ((str(file), 3),), "source", f"shard-{k}", (0, k, 0))
         for k in range(count)
     ]
     for name, engine in (("driver alone", Idle()), ("one worker", LocalEngine(1)), ("again", LocalEngine(1))):

@@ -191,7 +191,7 @@ def test_a_run_whose_cluster_is_lost_ends_with_a_message_and_goes_on(bitext: Cor
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not list(out.glob("parts/pass1/*/unit.json")):
+        while not list(out.glob("parts/pass1/*/batch.json")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -15,7 +15,7 @@ from runs import digests, mix, recipe, redone, rejects
 
 from corpusprep import RunError, load_recipe, run
 from corpusprep.stages.instruct import invert
-from corpusprep.steps.finish import file_of
+from corpusprep.steps.render import file_of
 from corpusprep.steps.taken import validation_hashes
 
 Corpus = Callable[..., Path]
