@@ -1,15 +1,15 @@
 """Deduplication of more rows than memory holds: the verdicts and keepers of `greedy.decide`, from partitions on disk.
 
-1. Rows are numbered by rank, the best first, and dealt into partitions by a hash of their fingerprint. For each fingerprint
-   the row of the lowest rank is its first row.
-2. The first rows are dealt again, once for each first block of bits (see `search.py`), and searched for near rows.
+1. Rows are numbered by rank, the best first, and dealt into partitions by a hash of their fingerprint.
+2. For each fingerprint the row of the lowest rank is its first row. The first rows are dealt again, once for each first block of
+   bits (see `search.py`), and searched for near rows.
 3. What was found is dealt by rank, and the rows are visited in order (`greedy.visit`).
 4. The partitions of step 1 are read again, and each row gets its verdict.
 
 A partition has a share of the memory. One that is too large is dealt again: by more bits of the block, then for each table
 by the bits of its key. If all its rows have the same bits, it is one bucket, whose rows need not be compared pairwise.
-What is held for all rows is one bit each, and 12 bytes for each table and kept row of a crowded bucket. The files of the
-results are mapped.
+What is held for all rows is one bit each, and 12 bytes for each table and kept row of a crowded bucket. Results are arrays, or
+mapped files where they would take much of the memory.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ Orders = Callable[[], Iterable[U32]]
 _ROW = 100  # bytes a row of a partition takes while it is worked on
 _RANGE = 23  # log2 of the ranks whose edges are visited at a time
 _SAMPLE = 30_000  # fingerprints from which the number of blocks is chosen
+_COUNTED = 4  # partitions from which the number of first rows is estimated
 _CACHED = 1 << 18  # rows of a partition whose table of keys does not miss the cache at each row
 _MOST_BITS = 11  # log2 of the partitions by key, each of which has files
 _SPLIT = 8  # log2 of the parts into which a partition that is too large is dealt
@@ -53,7 +54,7 @@ class Rows(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of n rows, as mapped files.
+    """What becomes of n rows, as arrays or mapped files.
 
     Attributes:
         verdict: uint8 (n,); see `corpusprep.stages.dedup.decide`.
@@ -122,18 +123,19 @@ class _Decision:
             return Decision(verdict, keepers)
         ranks = self._ranks()
         rows = self._deal(ranks)
-        first = self._first_rows(rows)
         lost = np.zeros(self.n // 8 + 1, np.uint8)
         if self.settings.near and self.settings.max_distance:
-            self._visit(*self._search(first), lost, keepers)
-        self._judge(rows, first, lost, verdict, keepers)
+            self._visit(*self._search(rows), lost, keepers)
+        self._judge(rows, lost, verdict, keepers)
         rows.remove()
-        first.remove()
         return Decision(verdict, keepers) if ranks is None else self._by_place(ranks, verdict, keepers)
 
     def _map(self, name: str, kind: Any) -> Any:
-        """A file of n items, mapped; all zero."""
-        return np.memmap(self.folder / name, kind, "w+", shape=(self.n,)) if self.n else np.zeros(0, kind)
+        """n items, all zero: an array, or a mapped file if they would take much of the memory. Random writes to a mapped file
+        are slow: the system writes each of its pages to disk again and again."""
+        if self.n * np.dtype(kind).itemsize <= self.memory // 8:
+            return np.zeros(self.n, kind)
+        return np.memmap(self.folder / name, kind, "w+", shape=(self.n,))
 
     # ------------------------------------------------------------------------------------------------------- ranks
 
@@ -195,33 +197,18 @@ class _Decision:
             place = end
         return spill
 
-    def _first_rows(self, rows: Spill) -> Spill:
-        """The first row of each key, in the same partitions."""
-        first = Spill(self.folder / "first", rows.rows.size, rows.fields)
-
-        def look(p: int) -> None:
-            table = self._table(rows, p)
-            n = table.used
-            records: dict[str, Values] = {"key": table.keys[:n], "rank": table.ranks[:n]}
-            if self.hashed:
-                records["hash"] = table.hashes[:n]
-            first.write(p, records)
-
-        self._each(look, rows.rows)
-        return first
-
     def _table(self, rows: Spill, p: int) -> _Table:
-        """The distinct keys of a partition."""
+        """The distinct keys of a partition, with their first rows."""
         table = _new_table(self.hashed)
         for piece in rows.read(p):
             table = _insert(piece["key"], piece["rank"], piece.get("hash", _NO_HASHES), table)
         return table
 
-    def _judge(self, rows: Spill, first: Spill, lost: U8, verdict: U8, keepers: U32 | None) -> None:
+    def _judge(self, rows: Spill, lost: U8, verdict: U8, keepers: U32 | None) -> None:
         exact = 2 if self.settings.near and not self.settings.exact else 1
 
         def look(p: int) -> None:
-            table = self._table(first, p)
+            table = self._table(rows, p)
             for piece in rows.read(p):
                 found = np.empty(piece["key"].size, np.int32)
                 _find(piece["key"], table, found)
@@ -244,31 +231,44 @@ class _Decision:
 
     # ------------------------------------------------------------------------------------------------------- search
 
-    def _search(self, first: Spill) -> tuple[Spill, Spill]:
+    def _search(self, rows: Spill) -> tuple[Spill, Spill]:
         """Edges and members of buckets, dealt by ranges of the later row's rank."""
         ranges = (self.n >> _RANGE) + 1
         edges = Spill(self.folder / "edges", ranges, {"edge": np.uint64})
         members = Spill(self.folder / "members", ranges, {"member": np.uint64, "value": np.uint64})
-        total, distance = int(first.rows.sum()), self.settings.max_distance
+        total, distance = self._count_first(rows), self.settings.max_distance
         # From all over the rows: duplicates often are neighbours, and a sample of neighbours would have too many of them.
-        sample = np.concatenate(
-            [np.zeros(0, np.uint64), *(first.every(p, "key", max(1, total // _SAMPLE)) for p in range(first.rows.size))]
-        )
+        step = max(1, self.n // _SAMPLE)
+        sample = np.concatenate([np.zeros(0, np.uint64), *(rows.every(p, "key", step) for p in range(rows.rows.size))])
         tables = search.make_tables(total, search.choose_blocks(sample, total, distance), distance)
-        ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
-        finder = _Finder(self, tables, edges, members)
-        for begin, end in zip([0, *ends], ends, strict=False):
+        groups = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
+        wholes = []
+        for begin, end in zip([0, *groups], groups, strict=False):
             coarse = int(tables.coarse[begin])
             bits = min(coarse, (total // self.most).bit_length())
-            dealt = Spill(self.folder / "blocks", 1 << bits, {"key": np.uint64, "rank": np.uint32}, self.room)
-            for p in np.flatnonzero(first.rows).tolist():
-                for piece in first.read(p):
-                    which = _numbers(piece["key"], tables.firsts[begin], tables.first_lows[begin], 0, bits)
-                    dealt.append(which, {"key": piece["key"], "rank": piece["rank"]})
-            whole = _Part(dealt, 0, begin, end, bits, coarse - bits, "")
-            self._each(functools.partial(finder.look_at, whole), dealt.rows)
-            dealt.remove()
+            fields = {"key": np.uint64, "rank": np.uint32}
+            dealt = Spill(self.folder / f"blocks-{begin}", 1 << bits, fields, self.room // len(groups))
+            wholes.append(_Part(dealt, 0, begin, end, bits, coarse - bits, ""))
+        self._each(functools.partial(self._deal_first, rows, tables, wholes), rows.rows)
+        finder = _Finder(self, tables, edges, members)
+        for whole in wholes:
+            self._each(functools.partial(finder.look_at, whole), whole.spill.rows)
+            whole.spill.remove()
         return edges, members
+
+    def _count_first(self, rows: Spill) -> int:
+        """About how many first rows there are, from some partitions."""
+        some = np.flatnonzero(rows.rows)[:_COUNTED].tolist()
+        firsts = sum(self._table(rows, p).used for p in some)
+        return int(self.n * firsts / max(1, int(rows.rows[some].sum())))
+
+    def _deal_first(self, rows: Spill, tables: Tables, wholes: list[_Part], p: int) -> None:
+        """Deals the first rows of a partition by the leading bits of each first block."""
+        table = self._table(rows, p)
+        first: dict[str, Values] = {"key": table.keys[: table.used], "rank": table.ranks[: table.used]}
+        for part in wholes:
+            mask, low = tables.firsts[part.begin], tables.first_lows[part.begin]
+            part.spill.append(_numbers(first["key"], mask, low, 0, part.part_bits), first)
 
     def _visit(self, edges: Spill, members: Spill, lost: U8, keepers: U32 | None) -> None:
         """Visits the rows in order: those that are near to a row that stays are marked in `lost`."""

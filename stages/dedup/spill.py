@@ -75,12 +75,6 @@ class Spill:
             if self._held:
                 self._flush()
 
-    def write(self, p: int, records: dict[str, Values]) -> None:
-        """Adds records to one partition, at once."""
-        for name, column in records.items():
-            self._write(p, name, column)
-        self.rows[p] += next(iter(records.values())).size
-
     def _write(self, p: int, name: str, column: Values) -> None:
         with open(self._path(p, name), "ab") as file:
             file.write(np.ascontiguousarray(column).data)
