@@ -206,7 +206,9 @@ def _last_line(error: BaseException) -> str:
 class _Worker:
     """An actor: keeps the function and the context of the call that it works for."""
 
-    def __init__(self, path: list[str]) -> None:
+    def __init__(self, path: list[str], folder: str) -> None:
+        with contextlib.suppress(OSError):  # where all paths are absolute, a node need not have it
+            os.chdir(folder)
         sys.path += [folder for folder in path if folder not in sys.path]  # where a user's own functions are
         # Polars, Numba, Arrow and tokenizers size their pools at import: each actor has one CPU.
         for name in ("POLARS_MAX_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -262,7 +264,7 @@ class _Pool:
             self._start()
 
     def _start(self) -> None:
-        handle = self.make(sys.path)
+        handle = self.make(sys.path, os.getcwd())
         self.actors.append(_Actor(handle, handle.ready.remote()))
 
     def run(self, call: Call[R], tasks: Iterator[T]) -> Generator[tuple[int, R]]:

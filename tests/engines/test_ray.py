@@ -144,16 +144,19 @@ def test_a_node_that_does_not_see_a_file_is_named(cluster: Cluster, tmp_path: Pa
 
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_the_mix_has_the_same_bytes_as_that_of_one_machine(
-    cluster: Cluster, bitext: Corpus, tmp_path: Path, nodes: int
+    cluster: Cluster, bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int
 ) -> None:
+    data = bitext(shards=8)
     if nodes == 3:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-    loaded = recipe(bitext(shards=4), "balance.budget=9000", "instruct.validation=10")
+        monkeypatch.chdir(tmp_path)  # the nodes were started in another folder
+        data = data.relative_to(tmp_path)
+    loaded = recipe(data, "balance.budget=9000", "instruct.validation=10")
     run(loaded, tmp_path / "here")
     with RayEngine(cluster.address) as engine:
         assert engine.workers == nodes
-        run(loaded, tmp_path / "there", engine=engine)
+        run(loaded, "there" if nodes == 3 else tmp_path / "there", engine=engine)
     assert digests(tmp_path / "there") == digests(tmp_path / "here")
 
 
