@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from corpusprep.commands.publish import PublishResult, publish
     from corpusprep.errors import CorpusprepError, InputError, RunError, SettingsError
     from corpusprep.pipeline import RunResult, run
     from corpusprep.recipe import Recipe, load_recipe
@@ -19,17 +20,20 @@ __all__ = [
     "CorpusprepError",
     "InputError",
     "Outcome",
+    "PublishResult",
     "Recipe",
     "RunError",
     "RunResult",
     "SettingsError",
     "load_recipe",
+    "publish",
     "run",
 ]
 
 _HOME = {
     "CorpusprepError": "errors", "InputError": "errors", "RunError": "errors", "SettingsError": "errors",
     "Outcome": "stage", "Recipe": "recipe", "load_recipe": "recipe", "RunResult": "pipeline", "run": "pipeline",
+    "PublishResult": "commands.publish", "publish": "commands.publish",
 }  # fmt: skip
 
 

@@ -361,6 +361,35 @@ def _trained_line(folder: Path, report: dict[str, Any]) -> str:
     )
 
 
+@cli.command("publish")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("target", metavar="TARGET")
+@click.option("--with-rejects", is_flag=True, help="Send rejects/, too.")
+@click.option("--private", is_flag=True, help="Create a data set on the hub that is not there as a private one.")
+@click.option(
+    "--replace", is_flag=True, help="Replace files of the same names that no publish sent, and a changed card."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be sent and removed, and stop.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def publish_command(
+    folder: Path, target: str, with_rejects: bool, private: bool, replace: bool, dry_run: bool, quiet: bool
+) -> None:
+    """Send the mix of the finished run in DIR to TARGET, and check what arrived.
+
+    TARGET is s3://bucket/folder, another URL of a folder that fsspec opens, or hf://datasets/owner/name[@revision][/folder].
+    Files that are there already are not sent again. Data files of an earlier mix are removed. Needs pip install
+    'corpusprep[publish]'.
+    """
+    from corpusprep.commands.publish import describe, publish
+    from corpusprep.report.progress import Bars, Progress
+
+    shown = Progress() if quiet else Bars()
+    result = publish(
+        folder, target, with_rejects=with_rejects, private=private, replace=replace, dry_run=dry_run, progress=shown
+    )
+    click.echo(describe(result))
+
+
 @cli.command("settings")
 @click.argument("table", required=False)
 def settings_command(table: str | None) -> None:
@@ -397,7 +426,7 @@ def _guard(call: Callable[[], Any]) -> Any:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "\nInterrupted. Start the same command again: run, and train with --resume, continue where they stopped.",
+            "\nInterrupted. Start the same command again: run, publish, and train with --resume, continue where they stopped.",
             err=True,
         )
         sys.exit(130)

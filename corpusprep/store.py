@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusprep.errors import RunError
+from corpusprep.errors import InputError, RunError
 
 _ROW_GROUP = 1 << 17  # rows
 
@@ -173,4 +173,26 @@ def lock(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder}: another corpusprep process is using this folder. Wait for it, or choose another --out."
             ) from None
+        yield
+
+
+@contextlib.contextmanager
+def lock_for_reading(folder: Path) -> Iterator[None]:
+    """Keeps runs out of a finished run's folder. Several processes may read it at the same time.
+
+    A copy of such a folder may lack the file that is locked: nothing writes to it.
+
+    Raises:
+        InputError: a run is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(open(folder / ".lock", "rb"))
+        except FileNotFoundError:
+            handle = None
+        if handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(str(folder), "a run is writing to it", "Wait until the run has finished") from None
         yield
