@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart train-demo test test-quality test-comet test-ray test-gpu check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart train-demo test test-quality test-comet test-ray test-publish test-gpu check bench clean-out all wheel help $(STAGES)
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,14 @@ $(VENV)-ray/.installed: pyproject.toml
 
 test-ray: $(VENV)-ray/.installed  ## run the tests of the engine ray, on clusters on this machine, in a separate environment: .venv-ray
 	$(VENV)-ray/bin/python -m pytest tests/engines/test_ray.py
+
+$(VENV)-publish/.installed: pyproject.toml
+	test -x $(VENV)-publish/bin/python || $(PYTHON) -m venv $(VENV)-publish
+	$(VENV)-publish/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'moto[server]>=5.1' -e '.[dev,publish]'
+	@touch $@
+
+test-publish: $(VENV)-publish/.installed  ## run the tests of publishing, on servers on this machine, in a separate environment: .venv-publish
+	$(VENV)-publish/bin/python -m pytest tests/commands/test_publish_s3.py tests/commands/test_publish_hub.py
 
 test-gpu: $(STAMP)  ## run the tests that need a GPU, for scoring and training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality,train]'

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from finished import expected
+from hub import Hub
 from test_imports import MODULES
 
 from corpusprep.cli import cli
@@ -45,8 +47,12 @@ def blocks() -> list[Block]:
 
 
 BLOCKS = blocks()
-PUBLISHED = {"Unbabel/wmt22-cometkiwi-da": "models/kiwi", "Qwen/Qwen3-8B": "models/tiny"}
-"""What stands for models of the hub: small ones of the same classes, in folders."""
+PUBLISHED = {
+    "Unbabel/wmt22-cometkiwi-da": "models/kiwi",
+    "Qwen/Qwen3-8B": "models/tiny",
+    "s3://bucket": "file://bucket",
+}
+"""What stands for models of the hub, small ones of the same classes in folders, and for a bucket."""
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +180,22 @@ def test_models_are_used_as_shown(place: Path) -> None:
     assert (loaded.quality.scorer, loaded.quality.until, loaded.balance.budget) == ("comet", "budget", 800_000_000)
 
 
+def test_publishing_is_as_shown(place: Path) -> None:
+    save_toml("Run a recipe", place, "recipe.toml")
+    run("corpusprep run recipe.toml --out out/first --quiet", place)
+    with Hub() as hub:
+        for command in commands("Publish a mix"):
+            if check_set_up(command):
+                continue
+            settings = f"HF_ENDPOINT={hub.url} HF_TOKEN=hf_writer HF_HUB_DISABLE_XET=1 " if "hf://" in command else ""
+            assert "first-mix" in run(settings + command, place)
+    names = set(expected(place / "out" / "first"))
+    assert {path.name for path in (place / "bucket" / "first-mix").iterdir()} == names
+    assert set(hub.contents("owner/first-mix")) - {".gitattributes"} == names
+    assert hub.repos["owner/first-mix"].private
+    assert "train-00000-of-00001.parquet: OK" in run("cd bucket/first-mix && sha256sum -c SHA256SUMS", place)
+
+
 def test_training_is_as_shown(place: Path) -> None:
     pytest.importorskip("trl", reason="TRL is not installed: pip install '.[train]'")
     pytest.importorskip("accelerate")
@@ -201,6 +223,7 @@ def test_training_is_as_shown(place: Path) -> None:
 def test_no_example_is_left_out() -> None:
     run_by_a_test = {
         ("Two commands", "console"), ("Two commands", "python"), ("Run a recipe", "toml"), ("Run a recipe", "console"),
+        ("Publish a mix", "console"),
         ("One stage at a time", "console"), ("As a library", "python"), ("Models", "toml"), ("Models", "console"),
         ("Training", "toml"), ("Training", "console"),
     }  # fmt: skip
