@@ -329,6 +329,9 @@ def train_command(
     By default, the bottom layers are trained first, then the top layers; everything else is frozen. Each stage writes a
     model folder for transformers, with a model card, the loss curve and a report of the changes. Needs pip install
     'corpusprep[train]'.
+
+    On several machines, start the same command on each, with srun, torchrun, or --set train.machines=…,
+    train.machine_rank=… and train.main_address=….
     """
     from corpusprep.recipe import load_train
     from corpusprep.report.progress import Bars, Progress
@@ -348,6 +351,8 @@ def train_command(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     result = train(settings, mix, out, seed=seed, stage=stage, resume=resume, progress=Progress() if quiet else Bars())
+    if result.place.rank:  # launch 0 has written the folders and tells about them
+        return
     for folder, report in zip(result.folders, result.reports, strict=True):
         click.echo(_trained_line(folder, report))
 

@@ -12,7 +12,8 @@ COMPLETE = "corpusprep.json"
 """File in a checkpoint's folder: marks the checkpoint as complete and holds its fingerprint."""
 TENSORS = "tensors.json"
 """File in a stage's folder: the digest of each tensor."""
-ERROR = "error.txt"
+LOST_SIGN = "\x1e"
+"""Begins the error of a process that only lost its connection to another one."""
 _SIGN = "\x1e"  # begins a line for the launcher; all other lines go to the log
 
 
@@ -28,6 +29,8 @@ class Job:
         train: folder of the data set that `tokenise` wrote.
         validation: folder of the validation examples; None without validation.
         fingerprint: settings and inputs; a checkpoint with other ones is not resumed.
+        processes: number of processes on all machines together.
+        launches, launch: number of launches of the command that train together, and which of them this job is for.
         resume: folder of the checkpoint to resume.
         launcher: process ID of the launcher.
     """
@@ -43,6 +46,8 @@ class Job:
     precision: str
     cpu: bool
     processes: int
+    launches: int
+    launch: int
     attention: str
     gradient_checkpointing: bool
     packing: bool
@@ -70,6 +75,11 @@ class Job:
     @staticmethod
     def read(path: str | Path) -> Job:
         return Job(**json.loads(Path(path).read_text()))
+
+
+def error_file(job: Job) -> Path:
+    """Where the processes of a launch leave the reason why they ended."""
+    return Path(job.work) / (f"error-{job.launch}.txt" if job.launch else "error.txt")
 
 
 def send(what: dict[str, Any]) -> None:

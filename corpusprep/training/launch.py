@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import json
 import math
 import os
+import platform
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from corpusprep.errors import RunError, SettingsError
-from corpusprep.keys import digest, large_file_digest
+from corpusprep.keys import digest, file_digest, imported_modules, large_file_digest
 from corpusprep.report.progress import Progress
 from corpusprep.store import commit, lock, remove
 from corpusprep.training.dataset import Tokenised, tokenise
 from corpusprep.training.examples import Encoder, Mix, find_mix
-from corpusprep.training.job import ERROR, TENSORS, Job, difference, made_of, received
+from corpusprep.training.job import TENSORS, Job, difference, made_of
+from corpusprep.training.machines import Place, find_place
+from corpusprep.training.meeting import Follower, Leader, StageError, free_port, wait_until_seen
 from corpusprep.training.outcome import write_outcome
 from corpusprep.training.plan import (
     StagePlan,
@@ -36,6 +35,7 @@ from corpusprep.training.plan import (
     plan_stages,
     preview,
 )
+from corpusprep.training.processes import prepare, run_stage
 from corpusprep.training.settings import TrainSettings
 
 _PACKAGES = ("trl", "transformers", "accelerate", "torch")
@@ -49,11 +49,13 @@ class TrainResult:
         folders: one per stage, in order; each is a model that `AutoModelForCausalLM.from_pretrained` opens.
         reports: content of each stage's `training.json`.
         commands: commands that were run.
+        place: where this launch stood among those that trained together; launch 0 wrote the folders.
     """
 
     folders: list[Path] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    place: Place = field(default_factory=Place)
 
 
 def require() -> None:
@@ -75,11 +77,14 @@ def dry_run(settings: TrainSettings, mix: str | Path) -> str:
     found = find_mix(mix)
     config, tokenizer = open_config(settings.model), open_tokenizer(settings.model)
     precision, gpus = _precision(settings), devices()
+    place = find_place(settings, os.environ, planning=True)
     stages = plan_stages(settings, config, precision)
     seen = preview(found, Encoder(tokenizer, settings.template_arguments), settings.sequence_length)
     check_length(settings, config)
-    shown = batches(settings, seen.sequences(settings), seen.mean, seen.longest, _processes(settings, gpus))
-    return describe(settings, stages, shown, precision, seen, gpus)
+    shown = batches(
+        settings, seen.sequences(settings), seen.mean, seen.longest, _processes(settings, gpus, place) * place.launches
+    )
+    return describe(settings, stages, shown, precision, seen, gpus, place.machines)
 
 
 def train(
@@ -92,7 +97,8 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Trains a model on a mix, stage by stage.
+    """Trains a model on a mix, stage by stage; on several machines, each of which calls it, if `settings` or the environment
+    say so.
 
     Args:
         settings: settings of the training.
@@ -106,28 +112,48 @@ def train(
 
     Raises:
         CorpusprepError: the model or the mix cannot be found, or does not fit the settings; `out` has another training;
-            or a check of the result failed.
+            another machine does not come, was given something else, or fails; or a check of the result failed.
     """
     require()
     progress = progress or Progress()
     out = Path(out)
     if stage is not None and not 1 <= stage <= len(settings.stages):
         raise SettingsError(f"--stage {stage}: the recipe has stages 1 to {len(settings.stages)}. Choose one of them.")
+    place = find_place(settings, os.environ)
+    if place.note:
+        progress.say(place.note)
     found = find_mix(mix)
     config = open_config(settings.model)
     check_length(settings, config)
-    with lock(out):
-        return _Run(settings, found, out, settings.seed if settings.seed is not None else seed, progress).go(
-            config, stage, resume
-        )
+    seed = settings.seed if settings.seed is not None else seed
+    if place.launches == 1:
+        with lock(out):
+            return _Run(settings, found, out, seed, progress, place).go(config, stage, resume)
+    out = out.absolute()
+    run = _Run(settings, found, out, seed, progress, place)
+    facts = run.facts(config, stage, resume)
+    if place.rank:
+        with Follower(place, settings.machine_timeout, progress.say, facts) as leader:
+            return run.follow(leader)
+    with lock(out), Leader(place, settings.machine_timeout, progress.say) as others:
+        others.gather(facts)
+        others.share(out)
+        run.others = others
+        return run.go(config, stage, resume)
 
 
 class _Run:
-    def __init__(self, settings: TrainSettings, mix: Mix, out: Path, seed: int, progress: Progress) -> None:
-        self.settings, self.mix, self.out, self.seed, self.progress = settings, mix, out, seed, progress
+    def __init__(
+        self, settings: TrainSettings, mix: Mix, out: Path, seed: int, progress: Progress, place: Place
+    ) -> None:
+        self.settings, self.mix, self.out, self.seed, self.progress, self.place = (
+            settings, mix, out, seed, progress, place
+        )  # fmt: skip
         self.precision, self.devices = _precision(settings), devices()
-        self.processes = _processes(settings, self.devices)
-        self.result = TrainResult()
+        self.here = _processes(settings, self.devices, place)
+        self.processes = self.here * place.launches
+        self.others: Leader | None = None
+        self.result = TrainResult(place=place)
 
     def go(self, config: Any, only: int | None, resume: bool) -> TrainResult:
         plans = plan_stages(self.settings, config, self.precision)
@@ -145,7 +171,58 @@ class _Run:
                 self._check_done(plan, folder)
             self.result.folders.append(folder)
             self.result.reports.append(json.loads((folder / "training.json").read_text()))
+        if self.others is not None:
+            self.others.finish(folders=[str(folder) for folder in self.result.folders], reports=self.result.reports)
         return self.result
+
+    def facts(self, config: Any, only: int | None, resume: bool) -> dict[str, str]:
+        """What all launches that train together must have alike, by what messages call it."""
+        code = imported_modules("corpusprep.training.launch", "corpusprep.training.worker")
+        settings = self.settings.of_the_weights().without("processes").model_dump(mode="json")
+        return {
+            **{f"the version of {name}": importlib.metadata.version(name) for name in ("corpusprep", *_PACKAGES)},
+            "the version of Python": platform.python_version(),
+            "the code of corpusprep": digest([file_digest(path) for path in code.values()]),
+            "the mix": self.mix.checksum,
+            "the model's config.json": digest(config.to_json_string(use_diff=False)),
+            **{f"train.{name}": json.dumps(value) for name, value in settings.items()},
+            "the number of processes a machine": str(self.here * self.place.local_launches),
+            "the kind of device": "GPU" if self.devices else "CPU",
+            "the precision": self.precision,
+            "the seed": str(self.seed),
+            "--stage": str(only),
+            "--resume": str(resume),
+            "--out": str(self.out),
+        }
+
+    def follow(self, leader: Follower) -> TrainResult:
+        """Does what launch 0 says, until the training is done."""
+        while (message := leader.next())["kind"] != "end":
+            if message["kind"] == "folder":
+                wait_until_seen([message["mark"]])
+                leader.said("seen")
+                continue
+            stage = message["stage"]
+            job = Job(**stage["job"])
+            job = replace(job, modules=tuple(job.modules), launch=self.place.rank, launcher=os.getpid())
+            wait_until_seen([p for p in (job.work, job.train, job.validation, job.previous, job.resume) if p])
+            command = prepare(job, self.place, stage["parallel"], stage["port"], len(self.devices))
+            self.result.commands.append(shlex.join(command))
+            log = self.out / f"stage-{job.number}.{self.place.name(self.place.rank).replace(' ', '-')}.log"
+            self.progress.say(f"{self.place.name(self.place.rank)}: stage {job.number}, log {log}")
+            try:
+                run_stage(command, job, log, self._threads(), Progress(), leader.trouble)
+            except StageError as failed:
+                raise leader.verdict(failed) from None
+            leader.said("done", job.number)
+        self.result.folders = [Path(folder) for folder in message["folders"]]
+        self.result.reports = message["reports"]
+        return self.result
+
+    def _threads(self) -> int | None:
+        """Threads of a process for work on the CPU. With GPUs, accelerate gives it one."""
+        here = self.here * self.place.local_launches
+        return max(1, len(os.sched_getaffinity(0)) // here) if self.devices else None
 
     def _check_folder(self, plans: list[StagePlan], resume: bool) -> None:
         """Checks that the folder's content can be continued, before any work is done or lost."""
@@ -218,7 +295,7 @@ class _Run:
         steps = load.steps(stage.epochs, settings.max_steps)
         work = self.out / ".work" / f"stage-{plan.number}"
         work.mkdir(parents=True, exist_ok=True)
-        for left in (work / ERROR, work / "report.json"):
+        for left in (*work.glob("error*.txt"), work / "report.json"):
             left.unlink(missing_ok=True)
         remove(work / "model")
         checkpoint = self._checkpoint(plan.number)
@@ -234,6 +311,8 @@ class _Run:
             precision=self.precision,
             cpu=not self.devices,
             processes=self.processes,
+            launches=self.place.launches,
+            launch=0,
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
             packing=settings.packing,
@@ -256,11 +335,28 @@ class _Run:
             resume=str(checkpoint) if checkpoint is not None else None,
             launcher=os.getpid(),
         )
-        job.write(work / "job.json")
-        command = self._command(plan, work)
+        parallel = settings.parallelism
+        if parallel == "auto":
+            fits = not self.devices or plan.memory.total is None or plan.memory.total <= min(self.devices)
+            parallel = "ddp" if fits else "fsdp"
+        port = free_port() if self.others is not None else 0
+        command = prepare(job, self.place, parallel, port, len(self.devices))
         self.result.commands.append(shlex.join(command))
         self.progress.say(f"stage {plan.number}: {shlex.join(command)}")
-        self._run(command, plan, work)
+        if self.others is not None:
+            self.others.begin({"job": asdict(job), "parallel": parallel, "port": port})
+        log = self.out / f"stage-{plan.number}.log"
+        try:
+            run_stage(
+                command,
+                job,
+                log,
+                self._threads(),
+                self.progress,
+                self.others.trouble if self.others is not None else None,
+            )
+        except StageError as failed:
+            raise (self.others.verdict(failed) if self.others is not None else failed) from None
         report = json.loads((work / "report.json").read_text())
         write_outcome(
             work / "model", settings, plan, report, command,
@@ -271,10 +367,13 @@ class _Run:
                 "precision": self.precision,
                 "fingerprint": job.fingerprint,
                 "started_from": _digest_of(previous) if previous is not None else settings.model,
+                "machines": list(self.others.hosts.values()) if self.others is not None else [platform.node()],
                 "versions": {name: importlib.metadata.version(name) for name in (*_PACKAGES, "corpusprep")},
             },
         )  # fmt: skip
         commit(work / "model", folder)
+        if self.others is not None:
+            self.others.wait("done", plan.number)
         remove(work)
 
     def _fingerprint(self, plan: StagePlan) -> dict[str, Any]:
@@ -311,96 +410,6 @@ class _Run:
         whole = [path for path in folder.glob("checkpoint-*") if made_of(path) is not None]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
-    def _command(self, plan: StagePlan, work: Path) -> list[str]:
-        parallel = self.settings.parallelism
-        if parallel == "auto":
-            fits = not self.devices or plan.memory.total is None or plan.memory.total <= min(self.devices)
-            parallel = "ddp" if fits else "fsdp"
-        config: dict[str, Any] = {
-            "compute_environment": "LOCAL_MACHINE",
-            "distributed_type": "NO",
-            "mixed_precision": "bf16" if self.precision == "bf16" else "no",
-            "num_machines": 1,
-            "num_processes": self.processes,
-            "machine_rank": 0,
-            "use_cpu": not self.devices,
-            "main_process_port": 0,
-        }
-        if self.processes == 1 and len(self.devices) > 1:
-            config["gpu_ids"] = "0"
-        if self.processes > 1:
-            config["distributed_type"] = "MULTI_GPU"  # this starts several processes, on CPUs too
-            if parallel == "fsdp":
-                config["distributed_type"] = "FSDP"
-                config["fsdp_config"] = {
-                    "fsdp_version": 2,
-                    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-                    "fsdp_state_dict_type": "FULL_STATE_DICT",
-                    "fsdp_reshard_after_forward": True,
-                    "fsdp_cpu_ram_efficient_loading": False,
-                }
-        file = work / "accelerate.json"  # a separate file, because the user's own config may differ
-        file.write_text(json.dumps(config, indent=1))
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-        return [*launch, "-m", "corpusprep.training.worker", str(work / "job.json")]
-
-    def _run(self, command: list[str], plan: StagePlan, work: Path) -> None:
-        """Runs a stage, reports its progress, and writes its other output to a log."""
-        log = self.out / f"stage-{plan.number}.log"
-        # Threads that spin while they wait take CPU time from those that work.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-        if self.devices:  # with GPUs, accelerate gives the CPU work one thread
-            environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.processes))
-        environment |= {
-            **os.environ,
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
-        with open(log, "a", encoding="utf-8") as kept:
-            kept.write(f"$ {shlex.join(command)}\n")
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace",
-                start_new_session=True,
-            )  # fmt: skip
-            assert process.stdout is not None
-            note = ""
-            begun = False
-            try:
-                for line in process.stdout:
-                    said = received(line)
-                    if said is None:
-                        kept.write(line)
-                        kept.flush()
-                    elif said["kind"] == "begin":
-                        self.progress.start(f"stage {plan.number}", said["total"], "steps")
-                        begun, done = True, said["done"]
-                        self.progress.advance(done)
-                    elif said["kind"] == "step":
-                        self.progress.advance(said["done"] - done, note)
-                        done = said["done"]
-                    elif said["kind"] == "log":
-                        speed = f", {said['speed']:,.0f} tokens/s" if said["speed"] else ""
-                        note = f"loss {said['loss']:.4f}{speed}"
-                code = process.wait()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)  # accelerate would leave its child processes running
-                process.wait()
-                raise
-            finally:
-                process.stdout.close()
-                if begun:
-                    self.progress.end()
-        if code == 0 and (work / "report.json").is_file():
-            return
-        error = work / ERROR
-        if error.is_file() and (told := error.read_text()):
-            raise RunError(f"stage {plan.number}: {told}\nThe full output is in {log}.")
-        raise RunError(
-            f"stage {plan.number}: the training processes ended with exit code {code}. The full output is in {log}. "
-            "Finished work is kept: continue with --resume."
-        )
-
 
 def _digest_of(stage: Path) -> str | None:
     """Digest of a stage's tensors; None if the stage is missing."""
@@ -410,7 +419,14 @@ def _digest_of(stage: Path) -> str | None:
         return None
 
 
-def _processes(settings: TrainSettings, gpus: list[int]) -> int:
+def _processes(settings: TrainSettings, gpus: list[int], place: Place) -> int:
+    """Number of processes that this launch starts."""
+    if place.local is not None:  # torchrun starts a launch for each process
+        if gpus and place.local_launches > len(gpus):
+            raise SettingsError(
+                f"torchrun starts {place.local_launches} processes on this machine, but only {len(gpus)} GPUs are visible."
+            )
+        return 1
     if settings.processes is not None and gpus and settings.processes > len(gpus):
         raise SettingsError(f"train.processes = {settings.processes}, but only {len(gpus)} GPUs are visible. Lower it.")
     return settings.processes or max(1, len(gpus))

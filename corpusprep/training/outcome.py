@@ -34,7 +34,7 @@ def write_outcome(
     told = {
         "stage": plan.number,
         "base_model": settings.model,
-        "settings": {**settings.model_dump(mode="json", exclude={"stages"}), **stage},
+        "settings": {**settings.model_dump(mode="json", exclude={"stages", "machine_rank", "main_address"}), **stage},
         "parameters": {"trained": plan.trained, "frozen": plan.frozen},
         "layers": list(plan.selection.layers),
         **facts,

@@ -289,11 +289,13 @@ def describe(
     precision: str,
     seen: Preview,
     gpus: list[int],
+    machines: int = 1,
 ) -> str:
     """The printed text of a dry run.
 
     Args:
         gpus: memory of each visible GPU, in bytes.
+        machines: number of machines that train together.
     """
     rows = []
     for plan in stages:
@@ -314,14 +316,18 @@ def describe(
     a_step = (
         settings.sequence_length * _PACKED if settings.packing else seen.mean
     ) * shown.micro_batch * shown.accumulation * shown.processes  # fmt: skip
+    unit = "packed sequences" if settings.packing else "examples"
+    on = f"{shown.processes} {'processes' if shown.processes > 1 else 'process'}"
+    if machines > 1:
+        on += f" ({machines} machines, {shown.processes // machines} on each)"
     lines = [
         columns(rows, head),
         "",
         f"{seen.examples:,} examples, about {tokens:,.0f} tokens with this model's template (counted on the first "
         f"{seen.sampled:,}; {seen.too_long:,} of these are longer than {settings.sequence_length:,} and left out).",
-        f"A step: about {a_step:,.0f} tokens, {shown.micro_batch} x {shown.accumulation} "
-        f"{'packed sequences' if settings.packing else 'examples'} on {shown.processes} "
-        f"{'processes' if shown.processes > 1 else 'process'}, in {precision}; trained weights and their optimizer in fp32.",
+        f"A step: about {a_step:,.0f} tokens, {shown.micro_batch} x {shown.accumulation} {unit} on {on}: "
+        f"{shown.micro_batch * shown.accumulation * shown.processes:,} {unit} in all, in {precision}; trained weights and their "
+        "optimizer in fp32.",
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -106,7 +106,16 @@ class TrainSettings(Settings):
     """With several GPUs: a copy of the model on each (ddp), or a shard of it (fsdp, which is FSDP2). auto is ddp if
     everything fits one GPU by the estimate of `--dry-run`."""
     processes: Annotated[int, Field(ge=1)] | None = None
-    """Number of processes, one per GPU; by default one for each visible GPU, or one if there is no GPU."""
+    """Number of processes on each machine, one per GPU; by default one for each visible GPU, or one if there is no GPU."""
+    machines: Annotated[int, Field(ge=1)] | None = None
+    """Number of machines that train together. Each runs the same command. By default what torchrun or Slurm set in the
+    environment, else one. 1 ignores a Slurm job of several nodes."""
+    machine_rank: Annotated[int, Field(ge=0)] | None = None
+    """Number of this machine, from 0; by default from the environment. Machine 0 writes the results."""
+    main_address: str | None = None
+    """`host:port` of machine 0, where the others report; by default from the environment. Any free port will do."""
+    machine_timeout: Annotated[int, Field(ge=1)] = 600
+    """Seconds to wait at the start for the other machines."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 200
     """Steps between checkpoints, from which `--resume` continues."""
     log_steps: Annotated[int, Field(ge=1)] = 10
@@ -124,6 +133,19 @@ class TrainSettings(Settings):
                     "would rise"
                 )
         return self
+
+    @field_validator("main_address")
+    @classmethod
+    def _has_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+                raise ValueError("is not host:port, as in node1:29400")
+        return value
+
+    def of_the_weights(self) -> Self:
+        """The settings without those that say where the training runs."""
+        return self.without("machines", "machine_rank", "main_address", "machine_timeout")
 
     def of(self, stage: TrainStage) -> WholeStage:
         """A stage with all its settings: those that it leaves out are taken from `[train]`."""

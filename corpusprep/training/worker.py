@@ -29,7 +29,7 @@ from corpusprep.keys import digest
 from corpusprep.store import remove, writing
 from corpusprep.training import attention
 from corpusprep.training.dataset import open_parts
-from corpusprep.training.job import COMPLETE, ERROR, TENSORS, Job, difference, made_of, send
+from corpusprep.training.job import COMPLETE, LOST_SIGN, TENSORS, Job, difference, error_file, made_of, send
 from corpusprep.training.layers import Selection, drop_input_gradients, freeze, select, two_layers
 from corpusprep.training.settings import SCHEDULES
 from corpusprep.training.tensors import compare, digests, tensors_of
@@ -102,6 +102,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._tell(state, kind="log", loss=float(loss), speed=speed)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own to the checkpoint
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
@@ -209,7 +210,8 @@ def train(job: Job) -> None:
         raise RunError(f"{job.model}: the loaded model has other parameters than its config.json describes.")
     known = tensors_of(model)
     first = int(os.environ.get("RANK", "0")) == 0  # this process checks and saves; if it ends, so do the others
-    at_start = digests(known.items()) if first else {}
+    loaded = first or (job.launches > 1 and os.environ.get("LOCAL_RANK") == "0")
+    at_start = digests(known.items()) if loaded else {}
     if job.packing and not job.attention.startswith("flash"):
         check_attention(model, job)
     started = {**job.fingerprint, "model": digest(at_start)}
@@ -220,12 +222,15 @@ def train(job: Job) -> None:
     before = {name: known[name].detach().cpu().clone() for name in selection.trained} if first else {}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     freeze(model, selection)
+    arguments = configure(job)  # from here on, the processes are connected
+    if job.launches > 1:
+        _check_same(job, at_start)
     watch = Watch(job, selection, started)
     rows = open_parts(job.train)
     held_out = open_parts(job.validation) if job.validation else None
     trainer = SFTTrainer(
         model=model,
-        args=configure(job),
+        args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -309,6 +314,19 @@ def _check_start(job: Job, at_start: dict[str, str]) -> None:
             f"{job.previous}: {len(differ)} tensors have changed since that stage was trained, such as "
             f"{(differ or ['?'])[0]}. Train it again, or restore its files."
         )
+
+
+def _check_same(job: Job, at_start: dict[str, str]) -> None:
+    """Raises RunError if a machine loaded other weights: only those of the first process are trained further."""
+    found: list[Any] = [None] * job.processes
+    torch.distributed.all_gather_object(found, at_start)
+    for other in filter(None, found[1:]):
+        differ = [name for name in found[0] if other.get(name) != found[0][name]]
+        if differ or len(other) != len(found[0]):
+            raise RunError(
+                f"{job.model}: {len(differ)} tensors are not the same on all machines, such as {(differ or ['?'])[0]}. Give "
+                "all machines the same files."
+            )
 
 
 def _check_resume(job: Job, started: dict[str, Any]) -> None:
@@ -417,8 +435,16 @@ def _leave(error: Path, text: str) -> None:
         file.write(text)
 
 
+def _lost_another(problem: Exception) -> bool:
+    """Whether an error only says that another process is gone."""
+    text = str(problem).lower()
+    told = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "timed out")
+    return isinstance(problem, torch.distributed.DistError) or ("gloo" in text and any(each in text for each in told))
+
+
 def _die_with(launcher: int) -> None:
-    """Ends this process when the launcher has ended, because its result would not be used."""
+    """Ends this process when the launcher or accelerate has ended, because its result would not be used."""
+    parent = os.getppid()
 
     def watch() -> None:
         while True:
@@ -426,6 +452,8 @@ def _die_with(launcher: int) -> None:
             try:
                 os.kill(launcher, 0)
             except ProcessLookupError:
+                os._exit(75)
+            if os.getppid() != parent:
                 os._exit(75)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -436,7 +464,7 @@ def main(path: str) -> None:
     _die_with(job.launcher)
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    error = Path(job.work) / ERROR
+    error = error_file(job)
     try:
         train(job)
     except CorpusprepError as problem:
@@ -453,6 +481,11 @@ def main(path: str) -> None:
         traceback.print_exc()
         sys.exit(2)
     except Exception as problem:
+        if job.processes > 1 and _lost_another(problem):
+            _leave(
+                error,
+                f"{LOST_SIGN}The connection to another process was lost: {str(problem).splitlines()[0]} Finished work is kept: continue with --resume.",
+            )
         _leave(error, f"{type(problem).__name__}: {problem} Finished work is kept: continue with --resume.")
         traceback.print_exc()
         sys.exit(1)
