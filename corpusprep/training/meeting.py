@@ -59,6 +59,7 @@ class _Link:
         self._socket = connection
         self._lines = connection.makefile("rb")
         self._sending = threading.Lock()
+        self._reader: threading.Thread | None = None
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # A machine without power or network is given up after 45 seconds.
@@ -79,7 +80,8 @@ class _Link:
                 heard(message)
             heard(None)
 
-        threading.Thread(target=read, daemon=True).start()
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
 
     def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next message; None if the connection has ended, or says what no launch says."""
@@ -99,8 +101,11 @@ class _Link:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)  # which ends the thread that reads
+        if self._reader is not None:
+            self._reader.join(5)
         with contextlib.suppress(OSError):
+            self._lines.close()
             self._socket.close()
 
 
@@ -117,6 +122,7 @@ class Leader:
         self.place, self.timeout, self.say = place, timeout, say
         self.hosts: dict[int, str] = {0: _host()}
         self._links: dict[int, _Link] = {}
+        self._opened: list[_Link] = []  # also of launches that went before all were here
         self._changed = threading.Condition()
         self._troubles: list[_Trouble] = []
         self._said: set[tuple[int, str, int]] = set()
@@ -153,7 +159,7 @@ class Leader:
                 self._changed.wait(left)
         with contextlib.suppress(OSError):
             self._listener.close()
-        for link in list(self._links.values()):
+        for link in self._opened:
             link.close()
 
     def gather(self, facts: Mapping[str, str]) -> None:
@@ -283,6 +289,7 @@ class Leader:
         with self._changed:
             self.hosts[rank] = host
             self._links[rank] = link
+            self._opened.append(link)
         self.say(f"{named} is here")
         link.listen(lambda message: self._hear(rank, link, message))
 

@@ -183,7 +183,7 @@ def begun(asked: TrainSettings, mix: Path, out: Path) -> Iterator[subprocess.Pop
 
 def processes_of(out: Path) -> list[int]:
     """Those whose command line names a folder."""
-    shown = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in shown.splitlines() if str(out) in line]
 
 
