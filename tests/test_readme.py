@@ -113,6 +113,11 @@ def check_set_up(command: str) -> bool:
         assert named, command
         assert named[1] is None or named[1] in extras, command
         return True
+    if words[0] in ("srun", "torchrun"):  # a cluster, too; tests/training has several launches on one machine
+        begin = words.index("corpusprep")
+        assert words[begin + 1] == "train"
+        assert Path(words[begin + 2]).suffix == ".toml"
+        return True
     if (
         words[0] == "ray" or "--engine" in words
     ):  # a cluster of several machines; tests/engines/test_ray.py makes small ones
@@ -216,7 +221,10 @@ def test_training_is_as_shown(place: Path) -> None:
     text = (place / "train.toml").read_text().replace("top:15", "top:2").replace("bottom:4", "bottom:2")
     (place / "train.toml").write_text(text)
     for command in commands("Training"):
-        if not check_set_up(command):
+        if "train.machine_rank" in command:
+            settings = "--set train.machines=2 --set train.main_address=node1:29400"
+            assert "2 processes (2 machines, 1 on each)" in run(f"{command} {small} {settings} --dry-run", place)
+        elif not check_set_up(command):
             run(f"{command} {small} {'' if '--dry-run' in command else '--stage 1'} --quiet", place)
 
 

@@ -358,7 +358,7 @@ def _train(settings: TrainSettings, stage: WholeStage, load: Batches, seed: int)
 
 
 def _batches(settings: TrainSettings, mix: Mix) -> Batches:
-    processes = settings.processes or max(1, len(devices()))
+    processes = (settings.processes or max(1, len(devices()))) * (settings.machines or 1)
     if settings.packing:
         if settings.attention == "flash_attention_2":  # with it, LLaMA-Factory packs for batches of one
             settings = settings.model_copy(update={"micro_batch": 1})

@@ -186,7 +186,7 @@ class Leader:
                     "this machine and that no firewall is between; or raise train.machine_timeout."
                 )
             self._listener.settimeout(min(left, 1.0))
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):
                 self._meet(self._listener.accept()[0], facts)
         self._listener.settimeout(None)
         threading.Thread(target=self._refuse_late, daemon=True).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ pytest.importorskip("trl")
 pytest.importorskip("accelerate")
 
 from corpusprep.errors import RunError  # noqa: E402
-from corpusprep.training.job import COMPLETE, difference, made_of, received  # noqa: E402
+from corpusprep.training.job import COMPLETE, Job, difference, made_of, received  # noqa: E402
 from corpusprep.training.layers import Selection  # noqa: E402
 from corpusprep.training.tensors import compare, digests  # noqa: E402
 
@@ -35,6 +37,24 @@ def test_what_others_say_is_for_the_log() -> None:
 def test_difference_names_what_is_another() -> None:
     assert difference({"seed": 1, "mix": "a"}, {"seed": 1, "mix": "a", "new": 1}) is None
     assert "the mix has changed (from a to b)" in str(difference({"mix": "a"}, {"mix": "b"}))
+
+
+def test_a_launch_under_torchrun_has_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is one of those that CUDA_VISIBLE_DEVICES names."""
+    from corpusprep.training.machines import Place
+    from corpusprep.training.processes import prepare
+
+    known = {"work": str(tmp_path), "processes": 8, "launches": 8, "launch": 5, "precision": "bf16", "cpu": False}
+    job = Job(**{field.name: known.get(field.name) for field in fields(Job)})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    command = prepare(job, Place(2, 8, 5, "node1", 0, local=1, local_launches=4), "ddp", 29401, gpus=4)
+    assert command[-1] == str(tmp_path / "job-5.json")
+    assert Job.read(command[-1]) == job
+    config = json.loads((tmp_path / "accelerate-5.json").read_text())
+    assert config["gpu_ids"] == "5"
+    told = [config[name] for name in ("num_machines", "machine_rank", "num_processes")]
+    assert told == [8, 5, 8]
+    assert (config["main_process_ip"], config["main_process_port"]) == ("node1", 29401)
 
 
 def test_changes_are_counted_by_bits() -> None:
