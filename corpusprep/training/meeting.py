@@ -26,6 +26,7 @@ SAID, ENDED, LOST, STOPPED = 3, 2, 1, 0
 """How much a launch knows of why a stage failed: it said so; its processes ended without a word; they lost another one; they
 were stopped because of another one."""
 _SETTLE = 5.0  # seconds that a reason may take to arrive after its consequences
+_HEARD = 0.5  # seconds after which Ctrl-C is heard
 _SEEN = 90.0  # seconds after which a shared file system shows a file to all machines
 _COUNT = "the number of machines"
 _AGAIN = "Finished work is kept: start the same command with --resume on all machines."
@@ -156,7 +157,7 @@ class Leader:
             while (set(self._links) - {rank for rank, kind, _ in self._said if kind == "gone"}) and (
                 left := deadline - time.monotonic()
             ) > 0:
-                self._changed.wait(left)
+                self._changed.wait(min(left, _HEARD))
         with contextlib.suppress(OSError):
             self._listener.close()
         for link in self._opened:
@@ -222,7 +223,7 @@ class Leader:
                 self.check()
                 if (left := deadline - time.monotonic()) <= 0:
                     raise ElsewhereError(f"{self._named(missing[0])} has not answered for {timeout:,.0f} s. {_AGAIN}")
-                self._changed.wait(left)
+                self._changed.wait(min(left, _HEARD))
 
     def finish(self, **result: Any) -> None:
         """Tells all others that the training is done."""
@@ -247,7 +248,7 @@ class Leader:
                 max([failed.weight, *(t.weight for t in self._troubles)]) < SAID
                 and (left := deadline - time.monotonic()) > 0
             ):
-                self._changed.wait(left)
+                self._changed.wait(min(left, _HEARD))
             if self._troubles and self._worst().weight >= failed.weight:
                 return ElsewhereError(self._worst().text)
         return failed

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,16 @@ def run_stage(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace",
             start_new_session=True,
         )  # fmt: skip
-        watch = _Watch(process, trouble)
+        watch, lines = _Watch(process, trouble), _Lines(process)
         try:
-            _follow(process, job, kept, progress)
+            _follow(lines, job, kept, progress)
             code = process.wait()
         except BaseException:
             _end(process)
             raise
         finally:
             watch.done.set()
-            assert process.stdout is not None
-            process.stdout.close()
+            lines.close()
     if code == 0 and (job.launch or (Path(job.work) / "report.json").is_file()):
         return
     error = error_file(job)
@@ -130,11 +130,40 @@ def run_stage(
     )
 
 
-def _follow(process: subprocess.Popen[str], job: Job, kept: Any, progress: Progress) -> None:
+class _Lines:
+    """The lines that processes write. They are read in a thread: libraries have the system resume a read that Ctrl-C broke
+    off, so that Python, waiting in one, would not hear of it.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._from = process.stdout
+        self._read: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._take, daemon=True)
+        self._thread.start()
+
+    def _take(self) -> None:
+        for line in self._from:
+            self._read.put(line)
+        self._read.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                if (line := self._read.get(timeout=0.5)) is None:
+                    return
+                yield line
+
+    def close(self) -> None:
+        self._thread.join(_GRACE)
+        if not self._thread.is_alive():  # else a process that would not end still writes
+            self._from.close()
+
+
+def _follow(lines: _Lines, job: Job, kept: Any, progress: Progress) -> None:
     note, begun, done = "", False, 0
-    assert process.stdout is not None
     try:
-        for line in process.stdout:
+        for line in lines:
             said = received(line)
             if said is None:
                 kept.write(line)

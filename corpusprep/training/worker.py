@@ -449,14 +449,22 @@ def _die_with(launcher: int) -> None:
     def watch() -> None:
         while True:
             time.sleep(0.5)
-            try:
-                os.kill(launcher, 0)
-            except ProcessLookupError:
-                os._exit(75)
-            if os.getppid() != parent:
+            if os.getppid() != parent or _has_ended(launcher):
                 os._exit(75)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process has ended, also if its parent has not asked for its exit code yet."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]  # on Linux
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return state in "ZX"
 
 
 def main(path: str) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -55,6 +60,44 @@ def test_a_launch_under_torchrun_has_one_gpu(tmp_path: Path, monkeypatch: pytest
     told = [config[name] for name in ("num_machines", "machine_rank", "num_processes")]
     assert told == [8, 5, 8]
     assert (config["main_process_ip"], config["main_process_port"]) == ("node1", 29401)
+
+
+def test_an_interruption_is_heard_while_processes_are_silent(tmp_path: Path) -> None:
+    """Also where a library has the system resume reads, as siginterrupt does here."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from types import SimpleNamespace as Job\n"
+        "from corpusprep.report.progress import Progress\n"
+        "from corpusprep.training.processes import run_stage\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.siginterrupt(signal.SIGINT, False)\n"
+        "silent = [sys.executable, '-c', 'import time; print(1); time.sleep(100)', sys.argv[1]]\n"
+        "run_stage(silent, Job(number=1), sys.argv[1], None, Progress(), None)\n"
+    )
+    log = tmp_path / "log"
+    process = subprocess.Popen([sys.executable, str(script), str(log)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not log.exists() or "1\n" not in log.read_text().partition("\n")[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+    shown = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(log) not in shown
+
+
+def test_a_launcher_that_nobody_waits_for_has_ended() -> None:
+    from corpusprep.training.worker import _has_ended
+
+    assert not _has_ended(os.getpid())
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 30
+    while not _has_ended(process.pid):  # it is not reaped yet
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.wait()
+    assert _has_ended(process.pid)
 
 
 def test_changes_are_counted_by_bits() -> None:
