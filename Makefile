@@ -56,7 +56,7 @@ test-ray: $(VENV)-ray/.installed  ## run the tests of the engine ray, on cluster
 
 $(VENV)-publish/.installed: pyproject.toml
 	test -x $(VENV)-publish/bin/python || $(PYTHON) -m venv $(VENV)-publish
-	$(VENV)-publish/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'moto[server]>=5.1' -e '.[dev,publish]'
+	$(VENV)-publish/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'aiobotocore[boto3]' 'moto[server]>=5.1' -e '.[dev,publish]'
 	@touch $@
 
 test-publish: $(VENV)-publish/.installed  ## run the tests of publishing, on servers on this machine, in a separate environment: .venv-publish
