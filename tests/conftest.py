@@ -42,7 +42,9 @@ _FRAMES = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, or a process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_wheel.py", "test_train.py", "test_pipeline.py"))
+    items.sort(
+        key=lambda item: item.path.name not in ("test_several.py", "test_wheel.py", "test_train.py", "test_pipeline.py")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,11 @@ from corpusprep.training.settings import TrainSettings
 
 Environment = Mapping[str, str]
 
-_OURS = ("MASTER_ADDR", "MASTER_PORT", "NNODES", "NODE_RANK", "RANK", "WORLD_SIZE")
-_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
+_NAMES = {
+    "MASTER_ADDR", "MASTER_PORT", "NNODES", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+    "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME",
+}  # fmt: skip
+_PREFIXES = ("TORCHELASTIC_", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
 _FIRST_SPECIAL_STEP = 4294967290  # steps of Slurm's own: an interactive shell, a batch script
 _PORTS = range(20_000, 30_000)  # below the ports that Linux gives to connections
 
@@ -100,7 +103,7 @@ def find_place(settings: TrainSettings, environment: Environment, planning: bool
 def without_places(environment: Environment) -> dict[str, str]:
     """An environment without the variables that say where a process stands: its own processes stand elsewhere."""
     return {
-        name: value for name, value in environment.items() if name not in _OURS and not name.startswith(_PREFIXES)
+        name: value for name, value in environment.items() if name not in _NAMES and not name.startswith(_PREFIXES)
     }  # fmt: skip
 
 

@@ -154,8 +154,11 @@ def test_a_dry_run_needs_the_number_of_machines_only() -> None:
 
 
 def test_processes_do_not_inherit_a_place() -> None:
-    assert without_places({**TORCHRUN, "PMI_RANK": "1", "PATH": "/bin", "NCCL_SOCKET_IFNAME": "ib0"}) == {
+    assert without_places(
+        {**TORCHRUN, "PMI_RANK": "1", "PATH": "/bin", "NCCL_SOCKET_IFNAME": "ib0", "LOCAL_DISK": "/d"}
+    ) == {
         "PATH": "/bin",
+        "LOCAL_DISK": "/d",
         "NCCL_SOCKET_IFNAME": "ib0",
     }
 
