@@ -190,11 +190,11 @@ def _read(
         counted, shown = key <= key_limit, _beside(score, at, examples)
         if not counted.any() and not len(shown):
             continue
-        places = np.flatnonzero(mask)
-        table = _rows(file["parts"], places[counted])
-        sampled.append((score[counted], counter.count_rows(table, recipe.instruct, recipe.seed)))
-        shown = np.sort(shown)
-        rows = _rows(file["parts"], places[shown]).select(["src", "tgt"]).to_pylist()
+        wanted = np.union1d(np.flatnonzero(counted), shown)
+        table = _rows(file["parts"], np.flatnonzero(mask)[wanted])
+        sample = table.filter(pa.array(counted[wanted]))
+        sampled.append((score[counted], counter.count_rows(sample, recipe.instruct, recipe.seed)))
+        rows = table.select(["src", "tgt"]).take(np.searchsorted(wanted, shown)).to_pylist()
         beside += [(float(s), r["src"], r["tgt"]) for s, r in zip(score[shown], rows, strict=True)]
     above = sorted(row for row in beside if row[0] >= np.float32(at))[:examples]
     below = sorted((row for row in beside if row[0] < np.float32(at)), reverse=True)[:examples]
@@ -213,10 +213,11 @@ def _rows(files: Sequence[str], places: npt.NDArray[np.int64]) -> pa.Table:
     """Rows of consecutive files, by their places in ascending order; one file is held at a time."""
     tables, start = [], 0
     for file in files:
-        table = pq.read_table(file)
-        begin, end = np.searchsorted(places, (start, start + table.num_rows))
-        tables.append(table.take(places[begin:end] - start))
-        start += table.num_rows
+        rows = pq.read_metadata(file).num_rows
+        begin, end = np.searchsorted(places, (start, start + rows))
+        if begin < end:
+            tables.append(pq.read_table(file).take(places[begin:end] - start))
+        start += rows
     return pa.concat_tables(tables, promote_options="default")
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from corpusprep.errors import InputError
-from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, is_language, named_pair
+from corpusprep.sources.base import MAX_BYTES, MAX_ROWS, Found, RawBatch, Shard, Source, is_language, named_pair
 from corpusprep.sources.columnar import read_parquet
 from corpusprep.sources.files import Tree, find, printable, unpacked_name
 from corpusprep.sources.settings import split_name
@@ -52,6 +52,11 @@ class Opus100Source(LinePairSource):
                 "Name the folder that holds both sides",
             )
         return one_sided(self.settings, tree, stem, languages, split, files)
+
+    def size(self, shard: Shard) -> int | None:
+        if shard.files and shard.files[0].endswith(".parquet"):  # whose members are fields
+            return Source.size(self, shard)
+        return super().size(shard)
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         if shard.files and shard.files[0].endswith(".parquet"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
+from zipfile import ZipInfo
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from corpusprep.sources.files import Tree, blocks, printable
 from corpusprep.sources.lines import LineCutter, Lines, check_text, decode, fit, gather
 from corpusprep.sources.remedies import or_keep
 from corpusprep.sources.settings import SourceSettings
-from corpusprep.sources.zips import open_zip, zip_blocks
+from corpusprep.sources.zips import zip_blocks, zip_members
 
 
 class LinePairSource(Source):
@@ -24,7 +25,7 @@ class LinePairSource(Source):
 
     def __init__(self, settings: SourceSettings, whole: bool = False) -> None:
         super().__init__(settings, whole)
-        self._packed: dict[str, dict[str, int]] = {}  # zip -> member -> bytes
+        self._zips: dict[str, dict[str, ZipInfo]] = {}  # path -> members
 
     def read(self, shard: Shard, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Iterator[RawBatch]:
         problems = list(shard.lost)
@@ -53,11 +54,19 @@ class LinePairSource(Source):
     def size(self, shard: Shard) -> int | None:
         if not shard.members:
             return super().size(shard)
-        path = shard.files[0]
-        if path not in self._packed:
-            with open_zip(path) as archive:
-                self._packed[path] = {info.filename: info.compress_size for info in archive.infolist()}
-        return sum(self._packed[path].get(member, 0) for member in shard.members)
+        try:
+            return sum(self._member(shard.files[0], member).compress_size for member in shard.members)
+        except InputError:  # reading it says what is wrong
+            return None
+
+    def _member(self, path: str, member: str) -> ZipInfo:
+        if path not in self._zips:
+            self._zips[path] = zip_members(path)
+        try:
+            return self._zips[path][member]
+        except KeyError:
+            name = f"{printable(path)}, member {printable(member)}"
+            raise InputError(name, "it is no longer in the zip", "Start again") from None
 
     def _names(self, shard: Shard) -> list[str]:
         if shard.members:
@@ -66,7 +75,8 @@ class LinePairSource(Source):
 
     def _streams(self, shard: Shard, keep: bool) -> list[Iterator[bytes]]:
         if shard.members:
-            return [zip_blocks(shard.files[0], member, salvage=keep) for member in shard.members]
+            path = shard.files[0]
+            return [zip_blocks(path, self._member(path, member), salvage=keep) for member in shard.members]
         return [blocks(path, salvage=keep) for path in shard.files]
 
     def _surplus(

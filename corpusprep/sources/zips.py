@@ -48,33 +48,38 @@ def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[bytes]:
-    """The content of one member of a zip, in blocks; nothing is written to disk.
+def zip_members(path: str) -> dict[str, zipfile.ZipInfo]:
+    """What the table of a zip says of its members, by name.
+
+    Raises:
+        InputError: as `open_zip`.
+    """
+    with open_zip(path) as archive:
+        return {info.filename: info for info in archive.infolist()}
+
+
+def zip_blocks(path: str, info: zipfile.ZipInfo, *, salvage: bool = False) -> Iterator[bytes]:
+    """The content of one member of a zip, in blocks; nothing is written to disk. The table of the zip is not read again.
 
     Raises:
         InputError: as `blocks`.
     """
-    name = f"{printable(path)}, member {printable(member)}"
+    name = f"{printable(path)}, member {printable(info.filename)}"
     again = ("Fetch the zip again", or_keep("to read what comes before"))
-    with open_zip(path) as archive:
-        stream = archive.fp
+    if info.flag_bits & 1:
+        raise InputError(name, "it is encrypted", "Unpack the zip and name the files")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         try:
-            info = archive.getinfo(member)
-        except KeyError:
-            raise InputError(name, "it is no longer in the zip", "Start again") from None
-        if info.flag_bits & 1:
-            raise InputError(name, "it is encrypted", "Unpack the zip and name the files")
-        if stream is None or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            try:
-                with archive.open(info) as content:
-                    while block := content.read(EDGE):
-                        yield block
-            except _ZIP_ERRORS as error:
-                raise InputError(name, f"its data is damaged ({error})", again, 0) from None
-            return
+            with open_zip(path) as archive, archive.open(info) as content:
+                while block := content.read(EDGE):
+                    yield block
+        except _ZIP_ERRORS as error:
+            raise InputError(name, f"its data is damaged ({error})", again, 0) from None
+        return
+    with open_binary(path) as stream:
         # Read here and not by zipfile, for isal's speed and to have what stands before a damaged place.
-        begin = _member_begin(stream, info, name)  # type: ignore[arg-type]
-        fetch = reader(stream, path, info.compress_size)  # type: ignore[arg-type]
+        begin = _member_begin(stream, info, name)
+        fetch = reader(stream, path, info.compress_size)
         given = check = 0
         try:
             for block in _member(fetch, info, name):
@@ -84,7 +89,7 @@ def zip_blocks(path: str, member: str, *, salvage: bool = False) -> Iterator[byt
         except InputError:
             if salvage and info.compress_type == zipfile.ZIP_DEFLATED:
                 stream.seek(begin)
-                yield from salvage_deflate(reader(stream, path, info.compress_size), given, -15)  # type: ignore[arg-type]
+                yield from salvage_deflate(reader(stream, path, info.compress_size), given, -15)
             raise
         if given != info.file_size or check != info.CRC:
             raise InputError(name, "its data is damaged (size or checksum differ from the zip's table)", again, 0)

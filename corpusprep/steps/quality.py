@@ -21,7 +21,7 @@ from corpusprep.stages import quality
 from corpusprep.stages.quality import QualitySettings
 from corpusprep.steps.kept_scores import ScoreStore
 from corpusprep.steps.verdicts import code
-from corpusprep.store import writing
+from corpusprep.store import ready, write_table, writing
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
@@ -162,15 +162,33 @@ def score_part(work: Work) -> None:
         scores = before.floats(part, "quality").copy()
         computed, reused = _counts(before.file(part))
         mask &= ~columns["scored"].marked(part)
-    for rows, table in part.read_pieces() if mask.any() else ():
+    for number, (rows, table) in enumerate(part.read_pieces() if mask.any() else ()):
         here = mask[rows]
         if here.any():
-            table = table.filter(pa.array(here))
-            found, new = _score_rows(table, work)
+            found, new = _score_piece(table.filter(pa.array(here)), number, work)
             scores[rows][here] = found
-            computed, reused = computed + new, reused + table.num_rows - new
+            computed, reused = computed + new, reused + found.size - new
     notes = {"computed": str(computed), "reused": str(reused)}
     work.write(part, {"quality": pa.array(scores, from_pandas=True)}, notes)
+    for number in range(len(part.pieces)):
+        Path(_piece(work, number)).unlink(missing_ok=True)
+
+
+def _score_piece(rows: pa.Table, number: int, work: Work) -> tuple[F32, int]:
+    """Scores of rows of one file of a part, and how many of them had to be computed. If there are several files, those that are
+    done are kept for the case of an interruption."""
+    path = _piece(work, number)
+    if ready(path):
+        return np.asarray(pq.read_table(path)["quality"].to_numpy(), np.float32), _counts(path)[0]
+    found, new = _score_rows(rows, work)
+    if len(work.parts[0].pieces) > 1:
+        with writing(path) as scratch:
+            write_table(pa.table({"quality": found}, metadata={"computed": str(new)}), scratch)
+    return found, new
+
+
+def _piece(work: Work, number: int) -> str:
+    return f"{work.outputs[0]}.{number}.piece"
 
 
 def _score_rows(rows: pa.Table, work: Work) -> tuple[F32, int]:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,11 +46,9 @@ _DECIDING = ("exact", "near", "max_distance", "scope", "keep", "clusters", "agai
 """Settings of dedup that follow the fingerprint, and so are no part of this step."""
 
 _SMALL, _MANY_SMALL = 1 << 20, 64  # bytes of a small shard; how many of a source are many
-_GROUP_BYTES, _GROUP_SHARDS = (
-    8 << 20,
-    128,
-)  # small shards that are read as one: at most so many bytes, so many shards on average
-_BYTES_A_BATCH, _MOST_TOGETHER = 1 << 30, 16  # of a shard, for each batch of a unit
+_GROUP_BYTES = 8 << 20  # of small shards that are read as one, at most; a fourth on average
+_GROUP_SHARDS = 128  # that a group has on average, if they are tiny
+_BYTES_A_BATCH, _MOST_TOGETHER = 2 << 30, 16  # of a shard, for each batch of a unit
 _SHARES = 4  # a worker reads a shard itself if it is no more than a worker's share of all, by this number
 
 
@@ -101,7 +100,7 @@ class Reading:
         return [self._unit(number, tuple(batches[k : k + self.together])) for number, k in enumerate(starts)]
 
     def _unit(self, number: int, batches: tuple[Batch, ...]) -> Unit:
-        name, rank = self.batch_name(number), (*self.rank, number)
+        name, rank = batches[0].name, (*self.rank, number)
         shard = self.shards[0].shard if len(self.shards) == 1 else None
         parts = []
         for pair in sorted({pair for batch in batches for pair in batch.kept}):
@@ -176,8 +175,13 @@ def _together(shards: Sequence[Shard], sizes: Sequence[int | None]) -> list[list
             size = 0
         found[-1].append(k)
         size += more
-        open_ = small[k] and int(digest(shard.shard)[:8], 16) % _GROUP_SHARDS != 0
+        open_ = small[k] and int(digest(shard.shard)[:8], 16) * _shards_of(more) >= 1 << 32
     return found
+
+
+def _shards_of(size: int) -> int:
+    """After how many shards of a size a group ends on average. It changes only where a size doubles."""
+    return max(1, min(_GROUP_SHARDS, _GROUP_BYTES // 4 >> size.bit_length()))
 
 
 def _name(shards: Sequence[Shard]) -> str:
@@ -294,7 +298,7 @@ class _Done:
     def add(self, batch: Batch, made: bool) -> None:
         """Notes a batch that was made, or was there."""
         run, name = self._run, batch.name.rpartition("-")[0]
-        run.store.path("pass1", batch.name, self._todo[name].key)
+        run.store.path("pass1", batch.name, self._todo[name].key)  # so that it is not removed at the end
         self._batches[name].append(batch)
         if made:
             run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
@@ -463,8 +467,9 @@ def _run_user_stage(stage: UserStage, table: pa.Table) -> Outcome:
         ]
         dropped = dropped.drop_columns(["reason"]).append_column("reason", pa.array(reasons, pa.string()))
         same = ["source", "shard", "row", "src_lang", "tgt_lang"]
-        before = table.select(same).sort_by("row")
-        after = pa.concat_tables([kept.select(same), dropped.select(same)]).sort_by("row")
+        place: Any = [("shard", "ascending"), ("row", "ascending")]
+        before = table.select(same).sort_by(place)
+        after = pa.concat_tables([kept.select(same), dropped.select(same)]).sort_by(place)
         whole = after.cast(before.schema).equals(before) and {"src", "tgt"} <= set(kept.column_names)
     except CorpusprepError:
         raise
@@ -493,6 +498,8 @@ def tally(dropped: Dropped, stage: str, table: pa.Table) -> None:
 def run_task(stages: Stages, task: BatchTask | ReadTask) -> Done:
     """Does one batch, or reads something and does all its batches that are not done yet."""
     if isinstance(task, BatchTask):
+        if ready(f"{task.folder}/batch.json"):  # by a worker that was lost before it could say so
+            return Done([(load_batch(task.name, Path(task.folder)), True)])
         with pa.memory_map(task.raw) as source:
             batch = run_batch(stages, task, pa.ipc.open_file(source).read_all())
         Path(task.raw).unlink(missing_ok=True)
@@ -544,7 +551,7 @@ def run_batch(stages: Stages, task: BatchTask, everything: pa.Table) -> Batch:
     if "key" in table.column_names:
         table = table.drop_columns(["key"])
     table = table.append_column("key", pa.array(row_keys(table, stages.recipe.seed), pa.uint64()))
-    scratch = Path(task.scratch)
+    scratch = Path(f"{task.scratch}.{secrets.token_hex(4)}")  # not that of a worker that was lost
     scratch.mkdir(parents=True)
     write_table(pa.concat_tables([r for r in rejects if r.num_rows] or rejects[:1], promote_options="default"),
                 scratch / "rejects.parquet")  # fmt: skip

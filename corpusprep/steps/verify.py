@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from corpusprep.arrow import count_values, row_keys, shaped, string_buffers
 from corpusprep.errors import RunError
 from corpusprep.keys import digest, file_digest
-from corpusprep.parts import Group, Unit, Work, pair_column
+from corpusprep.parts import Batch, Group, Unit, Work, pair_column
 from corpusprep.stage import Agreement
 from corpusprep.stages import langid
 from corpusprep.stages.dedup import rows as dedup_rows
@@ -23,7 +24,7 @@ from corpusprep.stages.dedup import rows as dedup_rows
 if TYPE_CHECKING:
     from corpusprep.derive import Run
 
-_UNITS = 16  # whose rows make the sample; more where there are more pairs
+_BATCHES = 16  # whose rows make the sample; more where there are more pairs
 _BYTES = 2 << 20  # of text, above which the sample is smaller: the references take a second for half a megabyte
 _PLACE = ["src", "tgt", "src_lang", "tgt_lang", "source", "shard", "row"]
 _IDENTIFIED = [*_PLACE, "src_lid", "src_lid_prob", "tgt_lid", "tgt_lid_prob"]
@@ -31,7 +32,7 @@ _FINGERPRINTED = [*_PLACE, "fingerprint"]
 
 
 class Limits(NamedTuple):
-    """What is taken of one pair in one unit."""
+    """What is taken of one pair in one batch."""
 
     rows: int
     bytes: int
@@ -50,34 +51,34 @@ def verify(run: Run, units: Sequence[Unit]) -> None:
     samples = sum(len(pairs) for _, pairs in chosen)
     limits = Limits(-(-recipe.verify // samples), _BYTES // samples)
     models = langid.model_files(recipe.langid) if recipe.langid.enabled else []
-    sample = Group("sample", tuple(part for unit, _ in chosen for part in unit.parts))
-    rejects = {unit.name: [batch.rejects for batch in unit.batches] for unit, _ in chosen}
+    of = {batch.name: unit for unit in units for batch in unit.batches}
+    sample = Group("sample", tuple(dict.fromkeys(part for batch, _ in chosen for part in of[batch.name].parts)))
     changed = any(stage.after == "langid" for stage in recipe.stage)
     report = run.derive(
         "verify", "verify a sample", compare, [sample],
-        ([(unit.name, pairs) for unit, pairs in chosen], limits, recipe.langid, recipe.dedup.without("against"), recipe.seed, changed),
+        ([(batch.name, pairs) for batch, pairs in chosen], limits, recipe.langid, recipe.dedup.without("against"), recipe.seed, changed),
         depends=[langid.reference(), dedup_rows.reference(), [file_digest(file) for file in models],
-                 [_state(unit) for unit, _ in chosen]],
-        hints={"rejects": rejects}, whole=True, rows=lambda _: recipe.verify,
+                 [_state(batch) for batch, _ in chosen]],
+        hints={"batches": {batch.name: batch for batch, _ in chosen}}, whole=True, rows=lambda _: recipe.verify,
     )  # fmt: skip
     run.result.verified = report.value("sample")
 
 
-def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Unit, tuple[str, ...]]]:
-    """Some units, drawn by the seed, and the pairs of each that are sampled. Each pair is sampled in the same number of units."""
-    drawn = sorted(units, key=lambda unit: digest(seed, unit.name))
-    pairs = sorted({pair for unit in units for pair in unit.read})
-    each = max(1, _UNITS // max(1, len(pairs)))
+def _choose(units: Sequence[Unit], seed: int) -> list[tuple[Batch, tuple[str, ...]]]:
+    """Some batches, drawn by the seed, and the pairs of each that are sampled. Each pair is sampled in the same number of batches."""
+    drawn = sorted((batch for unit in units for batch in unit.batches), key=lambda batch: digest(seed, batch.name))
+    pairs = sorted({pair for batch in drawn for pair in batch.read})
+    each = max(1, _BATCHES // max(1, len(pairs)))
     chosen: dict[str, list[str]] = {}
     for pair in pairs:
-        for unit in [unit for unit in drawn if pair in unit.read][:each]:
-            chosen.setdefault(unit.name, []).append(pair)
-    return [(unit, tuple(chosen[unit.name])) for unit in drawn if unit.name in chosen]
+        for batch in itertools.islice((batch for batch in drawn if pair in batch.read), each):
+            chosen.setdefault(batch.name, []).append(pair)
+    return [(batch, tuple(chosen[batch.name])) for batch in drawn if batch.name in chosen]
 
 
-def _state(unit: Unit) -> list[tuple[int, int]]:
-    """Sizes and times of a unit's files: a unit that was made again is verified again, even if its key is the same."""
-    files = [path for part in unit.parts for path, _ in part.pieces] + [batch.rejects for batch in unit.batches]
+def _state(batch: Batch) -> list[tuple[int, int]]:
+    """Sizes and times of a batch's files: a batch that was made again is verified again, even if its key is the same."""
+    files = [*(batch.file(pair) for pair in batch.kept), batch.rejects]
     return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
 
 
@@ -88,27 +89,23 @@ def compare(work: Work) -> None:
         RunError: a value differs.
     """
     chosen, limits, language, duplicates, seed, changed = work.settings
-    pieces = {part.name: [path for path, _ in part.pieces] for part in work.parts}
     identified, fingerprinted = [], []
-    for unit, pairs in chosen:
-        rejects = {pair: _Sample(_IDENTIFIED, limits.rows, seed) for pair in pairs}
-        for path in work.hints["rejects"][unit]:
-            table = _read(path, [*_IDENTIFIED, "reason"])
-            judged: Any = pc.starts_with(table["reason"], "langid.")
-            table = table.filter(judged)
-            of = pair_column(table)
-            for pair in pairs:
-                rejects[pair].add(table.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED))
+    for name, pairs in chosen:
+        batch: Batch = work.hints["batches"][name]
+        rejects = _read(batch.rejects, [*_IDENTIFIED, "reason"])
+        judged: Any = pc.starts_with(rejects["reason"], "langid.")
+        rejects = rejects.filter(judged)
+        of = pair_column(rejects)
         for pair in pairs:
+            lost = rejects.filter(pc.equal(of, pa.scalar(pair))).select(_IDENTIFIED)
             columns = [*_IDENTIFIED, "fingerprint"]
-            kept, lost = _Sample(columns, limits.rows, seed), rejects[pair]
-            for path in pieces.get(f"{unit}.{pair}", ()):
-                kept.add(_read(path, columns))
+            kept = _read(batch.file(pair), columns) if pair in batch.kept else _empty(columns)
             # In proportion to what language identification kept and dropped, but some of both.
-            share = kept.of / max(1, kept.of + lost.of)
-            rows = kept.take(max(1, round(share * limits.rows)), limits.bytes)
-            identified += [rows.select(_IDENTIFIED), lost.take(max(1, round((1 - share) * limits.rows)), limits.bytes)]
-            fingerprinted.append(rows.select(_FINGERPRINTED))
+            share = kept.num_rows / max(1, kept.num_rows + lost.num_rows)
+            kept = _lowest(kept, max(1, round(share * limits.rows)), limits.bytes, seed)
+            lost = _lowest(lost, max(1, round((1 - share) * limits.rows)), limits.bytes, seed)
+            identified += [kept.select(_IDENTIFIED), lost]
+            fingerprinted.append(kept.select(_FINGERPRINTED))
     result: dict[str, Any] = {}
     table = pa.concat_tables(identified)
     if language.enabled and table.num_rows:
@@ -138,27 +135,15 @@ def _read(path: str | Path, columns: list[str]) -> pa.Table:
     return shaped(pq.read_table(path, columns=[name for name in columns if name in there]), _empty(columns).schema)
 
 
-class _Sample:
-    """The rows of lowest key among those that are added."""
-
-    def __init__(self, columns: Sequence[str], rows: int, seed: int) -> None:
-        self.of = 0
-        """Rows that were added."""
-        self._rows, self._seed = rows, seed
-        self._chosen = _empty(columns)
-
-    def add(self, table: pa.Table) -> None:
-        self.of += table.num_rows
-        table = pa.concat_tables([self._chosen, table])
-        self._chosen = table.take(np.sort(np.argsort(row_keys(table, self._seed), kind="stable")[: self._rows]))
-
-    def take(self, rows: int, limit: int) -> pa.Table:
-        """At most so many of the rows, and no more bytes of text than the limit, but one row at least."""
-        table = self._chosen
-        order = np.argsort(row_keys(table, self._seed), kind="stable")[:rows]
-        size = sum(np.diff(string_buffers(table[side])[0])[order] for side in ("src", "tgt"))
-        order = order[: max(1, int(np.searchsorted(np.cumsum(size), limit, side="right")))]
-        return table.take(np.sort(order))
+def _lowest(table: pa.Table, rows: int, limit: int, seed: int) -> pa.Table:
+    """The rows of lowest key, at most so many, and no more bytes of text than the limit, but one row at least."""
+    if not table.num_rows:
+        return table
+    keys = row_keys(table, seed)
+    order = np.argsort(keys, kind="stable")[:rows]
+    size = sum(np.diff(string_buffers(table[side])[0])[order] for side in ("src", "tgt"))
+    order = order[: max(1, int(np.searchsorted(np.cumsum(size), limit, side="right")))]
+    return table.take(np.sort(order))
 
 
 def _summary(stage: str, table: pa.Table, found: Agreement) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def decide(
             called. Rows of equal numbers, and all rows if it is None, have the rank of their place.
         n: number of rows, below 2**32.
         settings: `exact`, `near`, `max_distance` and `clusters` are used.
-        folder: an empty folder for files, about 70 bytes a row at a time; the result lies there, too.
+        folder: an empty folder for files: 20 bytes a row and 12 for each block (`max_distance` + 1), and what is found; the
+            result may lie there, too.
         memory: bytes to use, at least some 100 MB.
         threads: number of threads; the result depends neither on it nor on the memory.
 

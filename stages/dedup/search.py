@@ -37,7 +37,7 @@ _PART = 13  # log2 of the rows of a part: a part fits the cache, with its bucket
 _LARGE = 1024  # rows of a bucket that is never compared pairwise
 _DENSE, _EDGES = 64, 4  # a bucket is dense if it has more than _DENSE edges plus _EDGES edges per row
 # Measured times in nanoseconds: to deal a row into its part, to look it up in a table, to compare it with another row.
-_DEAL, _LOOK, _COMPARE = 10.0, 5.0, 10.0
+_DEAL, _LOOK, _COMPARE = 10.0, 8.0, 30.0
 
 
 def _popcount(typing: Any, value: Any) -> Any:

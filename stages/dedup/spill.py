@@ -17,6 +17,7 @@ U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 Values = npt.NDArray[Any]
 
+_STRIDE = 0x9E3779B1
 PIECE = 1 << 22
 """Records that are read at a time."""
 
@@ -40,6 +41,7 @@ class Spill:
     def __init__(self, folder: Path, partitions: int, fields: dict[str, Any], room: int = 16 << 20) -> None:
         self.folder, self.fields, self.room = folder, fields, room
         self.rows = np.zeros(partitions, np.int64)
+        self._counts = np.zeros(partitions, np.int64)  # of the records that are held
         self._held: list[tuple[U32, dict[str, Values]]] = []
         self._bytes = 0
         self._lock = threading.Lock()
@@ -51,6 +53,7 @@ class Spill:
         mine = {name: records[name] for name in self.fields}
         with self._lock:
             self.rows += counts
+            self._counts += counts
             self._held.append((which, mine))
             self._bytes += which.nbytes + sum(column.nbytes for column in mine.values())
             if self._bytes >= self.room:
@@ -58,17 +61,16 @@ class Spill:
 
     def _flush(self) -> None:
         """Writes what is held, sorted by partition; the lock is held."""
-        which = np.concatenate([each for each, _ in self._held])
-        counts = np.bincount(which, minlength=self.rows.size)
-        ends = np.cumsum(counts)
-        places = np.empty(which.size, np.int64)
-        _place(which, ends - counts, places)
+        ends = np.cumsum(self._counts)
+        starts = ends - self._counts
         for name, kind in self.fields.items():
-            column = np.empty(which.size, kind)
-            column[places] = np.concatenate([records[name] for _, records in self._held])
-            for p in np.flatnonzero(counts).tolist():
-                self._write(p, name, column[ends[p] - counts[p] : ends[p]])
+            column, places = np.empty(int(ends[-1]), kind), starts.copy()
+            for which, records in self._held:
+                _deal(which, records[name], places, column)
+            for p in np.flatnonzero(self._counts).tolist():
+                self._write(p, name, column[starts[p] : ends[p]])
         self._held, self._bytes = [], 0
+        self._counts[:] = 0
 
     def _settle(self) -> None:
         with self._lock:
@@ -92,11 +94,13 @@ class Spill:
         return found
 
     def every(self, p: int, name: str, step: int) -> Values:
-        """One field of every so many records of a partition."""
+        """One field of every so many records of a partition. The first of them is another in each partition: the first records
+        of all partitions are likely to be neighbours where they come from."""
         if not self.rows[p]:
             return np.empty(0, self.fields[name])
         self._settle()
-        return np.array(np.memmap(self._path(p, name), self.fields[name], "r")[::step])
+        first = p * _STRIDE % min(step, int(self.rows[p]))
+        return np.array(np.memmap(self._path(p, name), self.fields[name], "r")[first::step])
 
     def whole(self, p: int) -> dict[str, Values]:
         if not self.rows[p]:
@@ -111,7 +115,9 @@ class Spill:
 
 
 @kernel
-def _place(which: U32, next_place: I64, places: I64) -> None:
+def _deal(which: U32, values: Values, places: I64, to: Values) -> None:
+    """Writes each value to the next place of its partition."""
     for i in range(which.size):
-        places[i] = next_place[which[i]]
-        next_place[which[i]] += 1
+        p = which[i]
+        to[places[p]] = values[i]
+        places[p] += 1

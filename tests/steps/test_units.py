@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from runs import digests, mix, recipe, redone, rejects
 
-from corpusprep import InputError, RunResult, load_recipe, run
+from corpusprep import InputError, RunError, RunResult, load_recipe, run
 from corpusprep.cli import cli
 from corpusprep.engines.local import LocalEngine
-from corpusprep.sources import Shard
-from corpusprep.steps import read
+from corpusprep.sources import Shard, open_source
+from corpusprep.steps import quality, read
 
 Corpus = Callable[..., Path]
 CONSTANT = "corpusprep.steps.read.{}"
@@ -131,6 +134,96 @@ def test_a_damaged_one_of_many_small_files_is_named(tmp_path: Path) -> None:
     assert any("f007.en-de.tsv" in note and "empty" in note for note in kept.notes)
 
 
+def test_a_users_stage_on_small_files_that_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dropping.py").write_text(
+        "import pyarrow.compute as pc, pyarrow as pa\n"
+        "def even(table, options):\n"
+        "    bad = pc.match_substring_regex(table['src'], 'number [0-9]*[13579] ')\n"
+        "    lost = table.filter(bad)\n"
+        "    return table.filter(pc.invert(bad)), lost.append_column('reason', pa.repeat('odd', lost.num_rows))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loaded = settings(many_files(tmp_path / "data"), "tsv", "stage=[{function='dropping:even'}]", "dedup.enabled=false")
+    result = run(loaded, tmp_path / "out", workers=1)
+    assert sum(count for (stage, *_), count in result.accounts.dropped.items() if stage == "even") > 10_000
+    lost = rejects(tmp_path / "out").filter(pl.col("reason") == "even.odd")
+    assert lost.filter(pl.col("src").str.contains("number [0-9]*[02468] ")).height == 0
+
+
+def test_a_task_whose_worker_was_lost_is_done_again(bitext: Corpus, tmp_path: Path) -> None:
+    """Whatever the lost one left: a folder half written, or all but its answer."""
+    loaded = recipe(bitext(rows=30, shards=1))
+    source = open_source(loaded.source[1])
+    (shard,) = source.shards()
+    reading = read.Reading(source.settings, (shard,), "key", "name", (0, 0), 100, 1)
+    stages = read.open_stages(loaded, None)
+    task = read.ReadTask(reading, str(tmp_path / "pass1"), str(tmp_path / "tmp" / "scratch"))
+    (tmp_path / "tmp" / "scratch-0").mkdir(parents=True)
+    first, again = read.run_task(stages, task), read.run_task(stages, task)
+    assert [made for _, made in first.batches] == [True]
+    assert [made for _, made in again.batches] == [False]
+    assert first.batches[0][0] == again.batches[0][0]
+    alone = read.BatchTask(
+        "name-00000", str(tmp_path / "pass1" / "name-00000.key"), "", (), str(tmp_path / "gone.arrow")
+    )
+    assert read.run_task(stages, alone).batches[0][0] == first.batches[0][0]
+
+
+def test_sources_say_how_large_their_shards_are(bitext: Corpus, tmp_path: Path) -> None:
+    data = bitext(rows=30, shards=1)
+    table = pa.table({"translation": [{"de": f"Zeile {k} ist hier.", "en": f"Line {k} is here."} for k in range(40)]})
+    (tmp_path / "hub" / "de-en").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "hub" / "de-en" / "train-00000-of-00001.parquet")
+    with zipfile.ZipFile(tmp_path / "en-de.txt.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for code in ("en", "de"):
+            archive.writestr(f"News.de-en.{code}", f"One line of {code}.\n" * 1000)
+    found = {}
+    for given in (
+        f"opus100={data / 'opus'}",
+        f"nllb={data / 'nllb'}",
+        f"opus100={tmp_path / 'hub'}",
+        f"moses={tmp_path / 'en-de.txt.zip'}",
+    ):
+        source = open_source(load_recipe(None, sources=[given]).source[0])
+        (shard,) = source.shards()
+        found[given.partition("=")[2]] = source.size(shard)
+        assert sum(batch.table.num_rows for batch in source.read(shard)) > 25
+    opus, nllb, hub, packed = found.values()
+    assert opus == sum(path.stat().st_size for path in (data / "opus").rglob("*train*"))
+    assert nllb == (data / "nllb" / "deu_Latn-eng_Latn.gz").stat().st_size
+    assert hub == (tmp_path / "hub" / "de-en" / "train-00000-of-00001.parquet").stat().st_size
+    assert packed is not None
+    assert 20 < packed < (tmp_path / "en-de.txt.zip").stat().st_size
+
+
+def test_an_interrupted_scoring_goes_on_within_a_unit(
+    bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CONSTANT.format("MAX_ROWS"), 40)
+    monkeypatch.setattr(CONSTANT.format("_BYTES_A_BATCH"), 1)
+    overrides, out = ["quality.scorer=scorers:by_hash", "quality.threshold=0.3"], tmp_path / "out"
+    loaded = load_recipe(None, sources=[f"opus100={bitext(shards=0) / 'opus'}"], overrides=overrides)
+    calls: list[int] = []
+    score = quality._score_rows
+
+    def stopping(rows: pa.Table, work: Any) -> Any:
+        calls.append(rows.num_rows)
+        if len(calls) == 4:
+            raise RunError("stopped")
+        return score(rows, work)
+
+    monkeypatch.setattr(quality, "_score_rows", stopping)
+    with pytest.raises(RunError, match="stopped"):
+        run(loaded, out, workers=1)
+    result = run(loaded, out, workers=1)
+    assert calls[3] == calls[4]
+    assert len(calls) == 8 + 1
+    assert result.scored == {"computed": sum(calls) - calls[3], "reused": 0}
+    assert not list((out / "parts" / "quality").glob("*.piece"))
+    run(loaded, tmp_path / "fresh", workers=1)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
 def test_where_groups_of_small_shards_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONSTANT.format("_GROUP_SHARDS"), 128)
     shards = [Shard("s", f"f{k:05d}", (), ("en", "de"), "train") for k in range(3000)]
@@ -142,6 +235,12 @@ def test_where_groups_of_small_shards_end(monkeypatch: pytest.MonkeyPatch) -> No
     less = shards[:700] + shards[701:]
     others = [[less[k].shard for k in group] for group in read._together(less, [10] * 2999)]
     assert sum(group not in names for group in others) == 1
+    # Where files are larger, fewer are read together, and the names still decide.
+    ends = [
+        {names[-1] for names in ([shards[k].shard for k in group] for group in read._together(shards, [size] * 3000))}
+        for size in (200_000, 260_000)
+    ]
+    assert len(ends[0] & ends[1]) > 0.8 * len(ends[0])
     # So much text, and no large shard; nothing where there are few; names in ascending order.
     assert all(len(group) <= 16 for group in read._together(shards, [1 << 19] * 3000))
     assert [len(group) for group in read._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)][-3:] != [70]
