@@ -97,12 +97,14 @@ def zip_blocks(path: str, info: zipfile.ZipInfo, *, salvage: bool = False) -> It
 
 def _member_begin(stream: BinaryIO, info: zipfile.ZipInfo, name: str) -> int:
     """Seeks a member's data; returns where it begins."""
-    fetch = reader(stream, name)
-    with contextlib.suppress(OSError, ValueError):  # an offset that is nonsense is met by the check that follows
+    nowhere = InputError(name, "its data is not where the zip's table says", "Fetch the zip again")
+    try:
         stream.seek(info.header_offset)
-    header = fetch(30)
+    except (OSError, ValueError):  # an offset that is nonsense
+        raise nowhere from None
+    header = reader(stream, name)(30)
     if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise InputError(name, "its data is not where the zip's table says", "Fetch the zip again")
+        raise nowhere
     begin = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     stream.seek(begin)
     return begin

@@ -213,13 +213,14 @@ def test_when_one_dies_the_others_end_and_all_resume(place: Path, start: Start, 
         RunError, match=r"machine 1 \(.*\) is gone. Finished work is kept: start the same command with --r"
     ):
         both(resumed, "--resume")
-    assert resumed.first == 4
+    assert resumed.first in (4, 8, 12)  # workers go on for some steps until the signal reaches them
     gone(out)
     assert not (out / "stage-1").exists()
 
     again = Steps(99, lambda: None)
     assert ended(both(again, "--resume"))[0] == 0
-    assert again.first == 8
+    assert again.first % 4 == 0
+    assert again.first >= max(8, resumed.first)
     assert changed(one / "stage-1", out / "stage-1") == set()
 
 
