@@ -171,9 +171,11 @@ def keepers(values: U64, distance: int, threads: int = 1, k: int | None = None) 
         k: the number of blocks; chosen automatically if None.
     """
     n = values.size
-    tables = search.make_tables(
-        n, k or (search.choose_blocks(values[:: max(1, n // 30_000)], n, distance) if distance else 1), distance
-    )
+    if k is None and distance:
+        blocks = search.choose_blocks(values[:: max(1, n // 30_000)], n, distance)
+    else:
+        blocks = search.blocks(k or 1)
+    tables = search.make_tables(n, blocks, distance)
     ends = [*(np.flatnonzero(np.diff(tables.firsts)) + 1).tolist(), tables.firsts.size]
     first = np.empty(n, np.int32)
     scratch = max(_LEAST_SCRATCH, _SCRATCH // max(1, threads))

@@ -19,6 +19,7 @@ and time and memory stay bounded.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,37 +49,40 @@ def _popcount(typing: Any, value: Any) -> Any:
 popcount: Any = intrinsic(_popcount)
 
 
-def blocks(k: int) -> list[tuple[int, int]]:
-    """The (lowest bit, width) of k blocks that divide 64 bits."""
+def blocks(k: int) -> list[int]:
+    """k blocks that divide 64 bits, as masks, the lowest bits first."""
     edges = [64 * i // k for i in range(k + 1)]
-    return [(a, b - a) for a, b in itertools.pairwise(edges)]
+    return [(1 << end) - (1 << begin) for begin, end in itertools.pairwise(edges)]
 
 
-def _mask(k: int, chosen: tuple[int, ...]) -> int:
-    parts = blocks(k)
-    return sum(((1 << parts[b][1]) - 1) << parts[b][0] for b in chosen)
+def _collisions(sample: U64, mask: int) -> float:
+    """The chance that two rows of a sample have the same bits of a mask."""
+    values = np.sort(sample & np.uint64(mask))
+    counts = np.diff(np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1], [True])))).astype(float)
+    return float((counts * (counts - 1)).sum()) / max(1, sample.size) / max(1, sample.size)
 
 
-def choose_blocks(sample: U64, n: int, distance: int) -> int:
-    """The number of blocks with the cheapest search of n rows, estimated from the buckets of a sample."""
+def choose_blocks(sample: U64, n: int, distance: int) -> list[int]:
+    """The blocks with the cheapest search of n rows, estimated from the buckets of a sample.
+
+    Those that tell rows apart best come first: rows are dealt by the first block of each table, and a block that is nearly the
+    same in all rows would put them into one part.
+    """
     sample = np.unique(sample)
-    best, best_cost = distance + 1, np.inf
+    best, best_cost = blocks(distance + 1), np.inf
     for k in range(distance + 1, distance + 5):
-        tables = list(itertools.combinations(range(k), k - distance))
+        chosen = sorted(blocks(k), key=lambda block: _collisions(sample, block))
+        tables = list(itertools.combinations(chosen, k - distance))
         if len(tables) > 512:
             break
         # Compared pairs per row, for some of the tables, estimated from the sample's collisions.
         compared, looked = 0.0, tables[:: max(1, len(tables) // 4)]
-        for chosen in looked:
-            mask = _mask(k, chosen)
-            values = np.sort(sample & np.uint64(mask))
-            counts = np.diff(np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1], [True])))).astype(float)
-            seen = float((counts * (counts - 1)).sum()) / max(1, sample.size) / max(1, sample.size)
-            floor = 0.5 ** mask.bit_count()
-            compared += min(max(seen, floor) * n / 2, _LARGE)
+        for table in looked:
+            mask = sum(table)
+            compared += min(max(_collisions(sample, mask), 0.5 ** mask.bit_count()) * n / 2, _LARGE)
         cost = _DEAL * (distance + 1) + len(tables) * (_LOOK + _COMPARE * compared / len(looked))
         if cost < best_cost:
-            best, best_cost = k, cost
+            best, best_cost = chosen, cost
     return best
 
 
@@ -108,16 +112,16 @@ class Tables(NamedTuple):
     left: I64
 
 
-def make_tables(n: int, k: int, distance: int) -> Tables:
-    """The tables for n rows and k blocks."""
+def make_tables(n: int, chosen: Sequence[int], distance: int) -> Tables:
+    """The tables for n rows and some blocks, as masks."""
     rows: list[tuple[int, ...]] = []
-    for chosen in itertools.combinations(range(k), k - distance):
-        mask, first = _mask(k, chosen), _mask(k, chosen[:1])
+    for table in itertools.combinations(range(len(chosen)), len(chosen) - distance):
+        mask, first = sum(chosen[block] for block in table), chosen[table[0]]
         coarse = min(first.bit_count(), max(0, n.bit_length() - _PART))
         key = mask ^ first if coarse == first.bit_count() and mask != first else mask
         used = coarse if key == first else 0
         left = min(key.bit_count() - used, FINEST)
-        rows.append((mask, chosen[0], first, _low(first), coarse, key, _low(key), used, left))
+        rows.append((mask, table[0], first, _low(first), coarse, key, _low(key), used, left))
     columns: list[Any] = [np.array(column, np.uint64) for column in zip(*rows, strict=True)]
     for number in (1, 4, 7, 8):
         columns[number] = columns[number].astype(np.int64)
