@@ -65,6 +65,23 @@ class Part:
             start += rows
 
 
+def take_rows(files: Sequence[str], places: npt.NDArray[np.int64], *columns: str) -> pa.Table:
+    """Rows of consecutive files, by their places in ascending order; some columns, or all. One file is held at a time."""
+    names = list(columns) or None
+    tables: list[pa.Table] = []
+    start = 0
+    for file in files:
+        rows = pq.read_metadata(file).num_rows
+        begin, end = np.searchsorted(places, (start, start + rows))
+        if begin < end:
+            tables.append(pq.read_table(file, columns=names).take(places[begin:end] - start))
+        start += rows
+    if not tables:
+        nothing = pq.read_schema(files[0]).empty_table()
+        return nothing.select(names) if names else nothing
+    return pa.concat_tables(tables, promote_options="default")
+
+
 @dataclass(frozen=True)
 class Batch:
     """What the first step made of one batch of a shard: a folder with a file for each language pair, and the rejects so far."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusprep.errors import InputError, RunError
+from corpusprep.parts import take_rows
 from corpusprep.recipe import Recipe
 from corpusprep.report.tables import columns
 from corpusprep.stages import balance
@@ -191,7 +192,7 @@ def _read(
         if not counted.any() and not len(shown):
             continue
         wanted = np.union1d(np.flatnonzero(counted), shown)
-        table = _rows(file["parts"], np.flatnonzero(mask)[wanted])
+        table = take_rows(file["parts"], np.flatnonzero(mask)[wanted])
         sample = table.filter(pa.array(counted[wanted]))
         sampled.append((score[counted], counter.count_rows(sample, recipe.instruct, recipe.seed)))
         rows = table.select(["src", "tgt"]).take(np.searchsorted(wanted, shown)).to_pylist()
@@ -207,18 +208,6 @@ def _placed(out: Path, file: str | list[str] | None) -> str | list[str] | None:
     if file is None:
         return None
     return str(out / file) if isinstance(file, str) else [str(out / each) for each in file]
-
-
-def _rows(files: Sequence[str], places: npt.NDArray[np.int64]) -> pa.Table:
-    """Rows of consecutive files, by their places in ascending order; one file is held at a time."""
-    tables, start = [], 0
-    for file in files:
-        rows = pq.read_metadata(file).num_rows
-        begin, end = np.searchsorted(places, (start, start + rows))
-        if begin < end:
-            tables.append(pq.read_table(file).take(places[begin:end] - start))
-        start += rows
-    return pa.concat_tables(tables, promote_options="default")
 
 
 def _beside(scores: F32, at: float, count: int) -> npt.NDArray[np.int64]:

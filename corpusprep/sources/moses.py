@@ -60,6 +60,7 @@ class MosesSource(LinePairSource):
         try:
             with open_zip(path) as archive:
                 infos = archive.infolist()
+            self._zips[path] = {info.filename: info for info in infos}
             members = []
             for info in infos:
                 fault = unsafe_member(info)

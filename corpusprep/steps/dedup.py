@@ -53,10 +53,11 @@ def mark_duplicates(work: Work) -> None:
         return
     columns = ["fingerprint", "text_hash", "row", *_PREFERENCE[settings.keep]]
     rows = pa.concat_tables([part.read(*columns) for part in work.parts])
-    units = _units(work.parts)
-    shards = _Shards(units)
-    shard_of = np.concatenate([shards.of(part) for part in work.parts])
-    order = _order(work.parts, rows, shard_of, settings)
+    # Parts of one pair, and their rows, are in rank order.
+    ranked = len({part.pair for part in work.parts}) == 1
+    shards = _Shards(_units(work.parts)) if settings.clusters or not ranked else None
+    shard_of = shards.of(*work.parts) if shards is not None else None
+    order = _order(rows, None if ranked else shard_of, settings)
     fingerprints, hashes = rows["fingerprint"].to_numpy(), rows["text_hash"].to_numpy()
     if order is not None:
         fingerprints, hashes = fingerprints[order], hashes[order]
@@ -66,11 +67,13 @@ def mark_duplicates(work: Work) -> None:
         unordered[order], keepers[order] = verdict, order[keeper]
         verdict, keeper = unordered, keepers
     start = 0
-    provenance = _Provenance(shards, shard_of, rows["row"].to_numpy())
+    provenance = None
+    if settings.clusters and shards is not None and shard_of is not None:
+        provenance = _Provenance(shards, shard_of, rows["row"].to_numpy())
     for part in work.parts:
         mine = slice(start, start + part.rows)
         found: dict[str, Any] = {"verdict": verdict[mine]}
-        if settings.clusters:
+        if provenance is not None:
             found |= provenance.of(keeper[mine])
         work.write(part, found)
         start += part.rows
@@ -81,11 +84,15 @@ def _threads(work: Work) -> int:
 
 
 def _order(
-    parts: Sequence[Part], rows: pa.Table, shard_of: npt.NDArray[np.int32], settings: dedup.DedupSettings
+    rows: pa.Table, shard_of: npt.NDArray[np.int32] | None, settings: dedup.DedupSettings
 ) -> npt.NDArray[np.int64] | None:
-    """The rows with the best first; None where they stand in that order already."""
+    """The rows with the best first; None where they stand in that order already.
+
+    Args:
+        shard_of: number of the shard of each row; None if the rows are in rank order.
+    """
     keys: list[npt.NDArray[Any]] = []
-    if len({part.pair for part in parts}) > 1:  # else parts and their rows are in rank order, and sorting is stable
+    if shard_of is not None:
         keys = [rows["row"].to_numpy(), shard_of]
     if settings.keep == "score":
         keys.append(_negated(rows))
@@ -163,7 +170,7 @@ def _places(unit: _Unit, shards: _Shards) -> list[npt.NDArray[np.int64]]:
 
 def _order_of(unit: _Unit, shards: _Shards) -> npt.NDArray[np.int64]:
     rows = np.concatenate([part.read("row")["row"].to_numpy() for part in unit])
-    return np.lexsort([rows, np.concatenate([shards.of(part) for part in unit])])
+    return np.lexsort([rows, shards.of(*unit)])
 
 
 def _rows(unit: _Unit) -> int:
@@ -212,8 +219,11 @@ class _Shards:
                 self._several.update((part.identity, pa.array(names, pa.string())) for part in unit)
             self.names += [(unit[0].source, name) for name in names]
 
-    def of(self, part: Part) -> npt.NDArray[np.int32]:
-        """The numbers of the shards of a part's rows, (rows,)."""
+    def of(self, *parts: Part) -> npt.NDArray[np.int32]:
+        """The numbers of the shards of the rows of parts, (rows,)."""
+        return np.concatenate([self._of(part) for part in parts])
+
+    def _of(self, part: Part) -> npt.NDArray[np.int32]:
         first, names = self._first[part.identity], self._several.get(part.identity)
         if names is None:
             return np.full(part.rows, first, np.int32)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusprep.keys import digest, large_file_digest, user_code
-from corpusprep.parts import Column, Group, Part, Work, by_pair, one_by_one
+from corpusprep.parts import Column, Group, Part, Work, by_pair, one_by_one, take_rows
 from corpusprep.stages import quality
 from corpusprep.stages.quality import QualitySettings
 from corpusprep.steps.kept_scores import ScoreStore
@@ -47,25 +47,22 @@ def learn_pair(work: Work) -> None:
     """Learns a pair's state from the rows of lowest key among those that are no duplicates."""
     settings, seed = work.settings
     verdicts = work.columns["verdicts"]
-    chosen: list[npt.NDArray[np.int64]] = []  # of each part, the places of rows that may be in the sample
+    chosen = []  # of each part, places and keys of rows that may be in the sample
     lowest = np.empty(0, np.uint64)
     for part in work.parts:
         key = part.read("key")["key"].to_numpy()
         mask = verdicts.kept(part)
         if lowest.size == settings.sample:
             mask &= key <= lowest.max()
-        chosen.append(np.flatnonzero(mask))
+        chosen.append((np.flatnonzero(mask), key[mask]))
         lowest = np.concatenate([lowest, key[mask]])
         if lowest.size > settings.sample:
             lowest = np.partition(lowest, settings.sample - 1)[: settings.sample]
-    tables = []
-    for part, places in zip(work.parts, chosen, strict=True):
-        for rows, table in part.read_pieces("src", "tgt", "src_lang", "tgt_lang", "key"):
-            begin, end = np.searchsorted(places, (rows.start, rows.stop))
-            table = table.take(places[begin:end] - rows.start)
-            if lowest.size:
-                table = table.filter(pa.array(table["key"].to_numpy() <= lowest.max()))
-            tables.append(table.drop_columns(["key"]))
+    last = lowest.max(initial=0)
+    tables = [
+        take_rows([path for path, _ in part.pieces], places[keys <= last], "src", "tgt", "src_lang", "tgt_lang")
+        for part, (places, keys) in zip(work.parts, chosen, strict=True)
+    ]
     state = quality.prepare(pa.concat_tables(tables), settings, seed)
     with writing(work.outputs[0]) as scratch:
         scratch.write_bytes(state)

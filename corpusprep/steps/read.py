@@ -294,6 +294,8 @@ class _Done:
         self._todo = {reading.name: reading for reading in todo}
         self._batches: dict[str, list[Batch]] = {reading.name: [] for reading in todo}
         self._counts: dict[str, int] = {}  # of what was read to its end
+        self._shards = sum(len(reading.shards) for reading in todo)
+        self._ended = 0  # shards
 
     def add(self, batch: Batch, made: bool) -> None:
         """Notes a batch that was made, or was there."""
@@ -304,7 +306,8 @@ class _Done:
             run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
             for problem in batch.problems:
                 run.progress.say(f"warning: {problem}")
-            run.progress.advance(sum(batch.read.values()), self._shard())
+            shard = f"shard {min(self._ended + 1, self._shards)} of {self._shards}"
+            run.progress.advance(sum(batch.read.values()), shard)
         else:
             run.reuse("pass1", 1)
         self._mark(name)
@@ -312,6 +315,7 @@ class _Done:
     def end(self, name: str, batches: int) -> None:
         """Notes that something was read to its end, in so many batches."""
         self._counts[name] = batches
+        self._ended += len(self._todo[name].shards)
         self._mark(name)
 
     def _mark(self, name: str) -> None:
@@ -321,11 +325,6 @@ class _Done:
             scratch = store.scratch()
             scratch.write_text(json.dumps({"batches": self._counts[name]}), encoding="utf-8")
             commit(scratch, store.path("pass1", f"{name}.shard", self._todo[name].key))
-
-    def _shard(self) -> str:
-        of = sum(len(reading.shards) for reading in self._todo.values())
-        ended = sum(len(self._todo[name].shards) for name in self._counts)
-        return f"shard {min(ended + 1, of)} of {of}"
 
     def units(self) -> list[Unit]:
         return [

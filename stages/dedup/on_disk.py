@@ -198,10 +198,10 @@ class _Decision:
             place = end
         return spill
 
-    def _table(self, rows: Spill, p: int) -> _Table:
-        """The distinct keys of a partition, with their first rows."""
-        table = _new_table(self.hashed)
-        for piece in rows.read(p):
+    def _table(self, rows: Spill, p: int, hashed: bool = False) -> _Table:
+        """The distinct keys of a partition, with their first rows, and the hashes of these if they are asked for."""
+        table = _new_table(hashed)
+        for piece in rows.read(p, "key", "rank", *(["hash"] if hashed else [])):
             table = _insert(piece["key"], piece["rank"], piece.get("hash", _NO_HASHES), table)
         return table
 
@@ -209,7 +209,7 @@ class _Decision:
         exact = 2 if self.settings.near and not self.settings.exact else 1
 
         def look(p: int) -> None:
-            table = self._table(rows, p)
+            table = self._table(rows, p, self.hashed)
             for piece in rows.read(p):
                 found = np.empty(piece["key"].size, np.int32)
                 _find(piece["key"], table, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,18 @@ class Spill:
         with open(self._path(p, name), "ab") as file:
             file.write(np.ascontiguousarray(column).data)
 
-    def read(self, p: int) -> Iterator[dict[str, Values]]:
-        """The records of a partition, in pieces."""
+    def read(self, p: int, *names: str) -> Iterator[dict[str, Values]]:
+        """Some fields of the records of a partition, or all, in pieces."""
         for begin in range(0, int(self.rows[p]), PIECE):
-            yield self.read_some(p, PIECE, begin)
+            yield self._read_some(p, names or tuple(self.fields), PIECE, begin)
 
-    def read_some(self, p: int, count: int, begin: int = 0) -> dict[str, Values]:
+    def _read_some(self, p: int, names: Sequence[str], count: int, begin: int = 0) -> dict[str, Values]:
         self._settle()
-        found: dict[str, Values] = {}
-        for name, kind in self.fields.items():
-            found[name] = np.fromfile(self._path(p, name), kind, count, offset=begin * np.dtype(kind).itemsize)
-        return found
+        kinds = {name: np.dtype(self.fields[name]) for name in names}
+        return {
+            name: np.fromfile(self._path(p, name), kind, count, offset=begin * kind.itemsize)
+            for name, kind in kinds.items()
+        }
 
     def every(self, p: int, name: str, step: int) -> Values:
         """One field of every so many records of a partition. The first of them is another in each partition: the first records
@@ -105,7 +106,7 @@ class Spill:
     def whole(self, p: int) -> dict[str, Values]:
         if not self.rows[p]:
             return {name: np.empty(0, kind) for name, kind in self.fields.items()}
-        return self.read_some(p, int(self.rows[p]))
+        return self._read_some(p, tuple(self.fields), int(self.rows[p]))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ class Group:
         self._threads.append(threading.Thread(target=guarded, daemon=True))
         self._threads[-1].start()
 
+    def all_failed(self, ranks: Sequence[Any], kind: type[BaseException], told: str) -> None:
+        """Checks with which error some launches ended."""
+        for rank in ranks:
+            with pytest.raises(kind, match=told):
+                raise self.ended[rank] or AssertionError
+
     def end(self, within: float = 15.0) -> None:
         deadline = time.monotonic() + within
         for thread in self._threads:
@@ -127,9 +133,7 @@ def test_those_that_do_not_come_are_named() -> None:
     group.come(2)
     group.end()
     told = rf"Waited 2 s at 127.0.0.1:{group.port} for machines 1 and 3 of 4; machine 2 \(.*\) came. Start the same"
-    for rank in (0, 2):
-        with pytest.raises(RunError, match=told):
-            raise group.ended[rank] or AssertionError
+    group.all_failed((0, 2), RunError, told)
 
 
 def test_machine_0_does_not_come() -> None:
@@ -137,8 +141,7 @@ def test_machine_0_does_not_come() -> None:
     group.come(1)
     group.end()
     told = rf"machine 1 waited 0 s for machine 0 of 2 at 127.0.0.1:{group.port}: Connection refused. Start the same"
-    with pytest.raises(RunError, match=told):
-        raise group.ended[1] or AssertionError
+    group.all_failed((1,), RunError, told)
 
 
 def test_a_port_that_is_taken() -> None:
@@ -146,8 +149,7 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("", group.port)):
         group.lead()
         group.end()
-    with pytest.raises(RunError, match=rf"127.0.0.1:{group.port}: another program uses this port on .* Choose another"):
-        raise group.ended[0] or AssertionError
+    group.all_failed((0,), RunError, rf"127.0.0.1:{group.port}: another program uses this port on .* Choose another")
 
 
 def test_other_settings_are_named_and_end_all() -> None:
@@ -156,9 +158,7 @@ def test_other_settings_are_named_and_end_all() -> None:
     group.come(1, **{"train.epochs": "2.0", "the mix": "b2"})
     group.end()
     told = r"machine 1 \(.*\) does not do the same as machine 0 \(.*\): the mix is b2 instead of a1; train.epochs is 2.0 instead"
-    for rank in (0, 1):
-        with pytest.raises(ElsewhereError, match=told):
-            raise group.ended[rank] or AssertionError
+    group.all_failed((0, 1), ElsewhereError, told)
 
 
 def test_another_number_of_machines_is_named() -> None:
@@ -168,8 +168,7 @@ def test_another_number_of_machines_is_named() -> None:
     group.launches = 3
     group.come(2)
     group.end()
-    with pytest.raises(ElsewhereError, match="the number of machines is 3 instead of 2"):
-        raise group.ended[0] or AssertionError
+    group.all_failed((0,), ElsewhereError, "the number of machines is 3 instead of 2")
 
 
 def test_the_same_rank_twice_is_refused() -> None:
@@ -220,9 +219,7 @@ def test_one_that_dies_is_missed_by_all() -> None:
     group.come(1, die)
     group.come(2, lambda follower: [follower.next(), follower.next()])
     group.end()
-    for rank in (0, 2):
-        with pytest.raises(ElsewhereError, match=r"machine 1 \(.*\) is gone. Finished work is kept: .* --resume"):
-            raise group.ended[rank] or AssertionError
+    group.all_failed((0, 2), ElsewhereError, r"machine 1 \(.*\) is gone. Finished work is kept: .* --resume")
 
 
 def test_machine_0_dies() -> None:
@@ -235,8 +232,7 @@ def test_machine_0_dies() -> None:
     group.lead(die)
     group.come(1)
     group.end()
-    with pytest.raises(ElsewhereError, match=r"machine 0 \(127.0.0.1\) is gone"):
-        raise group.ended[1] or AssertionError
+    group.all_failed((1,), ElsewhereError, r"machine 0 \(127.0.0.1\) is gone")
 
 
 @pytest.mark.parametrize("weight", [SAID, ENDED])
@@ -257,9 +253,7 @@ def test_the_reason_is_told_and_not_its_consequences(weight: int) -> None:
     group.come(1, fail)
     group.come(2, lose)
     group.end(30)
-    for rank in (0, 2):
-        with pytest.raises(ElsewhereError, match=r"machine 1 \(.*\): stage 1: the loss is nan"):
-            raise group.ended[rank] or AssertionError
+    group.all_failed((0, 2), ElsewhereError, r"machine 1 \(.*\): stage 1: the loss is nan")
     assert type(group.ended[1]) is StageError
     assert str(group.ended[1]) == "stage 1: the loss is nan"
 
@@ -278,8 +272,7 @@ def test_a_failure_of_machine_0_reaches_the_others() -> None:
     group.lead(lead)
     group.come(1, follow)
     group.end()
-    with pytest.raises(ElsewhereError, match=r"machine 0 \(.*\): stage 1: out of memory"):
-        raise group.ended[1] or AssertionError
+    group.all_failed((1,), ElsewhereError, r"machine 0 \(.*\): stage 1: out of memory")
     assert type(group.ended[0]) is StageError
 
 
@@ -297,8 +290,7 @@ def test_an_interruption_reaches_the_others() -> None:
     group.lead(lead)
     group.come(1, interrupt)
     group.end()
-    with pytest.raises(ElsewhereError, match=r"machine 1 \(.*\): was interrupted"):
-        raise group.ended[0] or AssertionError
+    group.all_failed((0,), ElsewhereError, r"machine 1 \(.*\): was interrupted")
 
 
 def test_one_that_comes_late_is_told_so() -> None:
@@ -333,11 +325,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
     group.lead(lambda leader: leader.share(tmp_path))
     group.come(1, follow)
     group.end()
-    for rank in (0, 1):
-        with pytest.raises(
-            RunError, match=r"is not seen on .* --out must be a folder on a file system that all machines"
-        ):
-            raise group.ended[rank] or AssertionError
+    group.all_failed((0, 1), RunError, r"is not seen on .* --out must be a folder on a file system that all machines")
 
 
 @pytest.mark.filterwarnings("ignore")
