@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,19 +24,20 @@ import pyarrow.compute as pc
 from corpusprep.arrow import count_values, join, row_keys
 from corpusprep.errors import CorpusprepError, InputError, RunError
 from corpusprep.keys import code_digest, digest, file_digest, user_code, versions
-from corpusprep.parts import Batch, Part, Unit, pair_column
-from corpusprep.sources import MAX_BYTES, MAX_ROWS, RawBatch, open_source
+from corpusprep.parts import Batch, Unit, pair_column
+from corpusprep.sources import RawBatch, open_source
 from corpusprep.sources.read_ahead import read_ahead
 from corpusprep.sources.texts import read_texts, texts_identity
 from corpusprep.stage import Outcome, load_function
 from corpusprep.stages import clean, langid
 from corpusprep.stages.dedup import rows as dedup_rows
+from corpusprep.steps.readings import Reading, for_workers, plan
 from corpusprep.store import Store, commit, ready, remove, write_table
 
 if TYPE_CHECKING:
     from corpusprep.derive import Run
     from corpusprep.recipe import Recipe, UserStage
-    from corpusprep.sources import Shard, Source, SourceSettings
+    from corpusprep.sources import Shard, Source
     from corpusprep.stages.dedup import DedupSettings
 
 Dropped = Counter[tuple[str, str, str]]
@@ -45,75 +46,7 @@ Dropped = Counter[tuple[str, str, str]]
 _DECIDING = ("exact", "near", "max_distance", "scope", "keep", "clusters", "against")
 """Settings of dedup that follow the fingerprint, and so are no part of this step."""
 
-_SMALL, _MANY_SMALL = 1 << 20, 64  # bytes of a small shard; how many of a source are many
-_GROUP_BYTES = 8 << 20  # of small shards that are read as one, at most; a fourth on average
-_GROUP_SHARDS = 128  # that a group has on average, if they are tiny
-_BYTES_A_BATCH, _MOST_TOGETHER = 2 << 30, 16  # of a shard, for each batch of a unit
-_SHARES = 4  # a worker reads a shard itself if it is no more than a worker's share of all, by this number
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read as one: a shard, or many small ones that follow each other in a source.
-
-    Attributes:
-        settings: of the source.
-        shards: in rank order.
-        key: of its batches and parts.
-        name: that names of its batches begin with.
-        rank: (source, first shard).
-        size: bytes; None where that is not known.
-        together: batches that make a unit.
-    """
-
-    settings: SourceSettings
-    shards: tuple[Shard, ...]
-    key: str
-    name: str
-    rank: tuple[int, int]
-    size: int | None
-    together: int
-
-    def batch_name(self, number: int) -> str:
-        return f"{self.name}-{number:05d}"
-
-    def cut(self, source: Source) -> Iterator[RawBatch]:
-        """The rows in batches; where these end depends on the content of the shards alone."""
-        if len(self.shards) == 1:
-            yield from source.read(self.shards[0], max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
-            return
-        held: list[RawBatch] = []
-        rows = size = 0
-        for shard in self.shards:
-            for batch in source.read(shard):
-                more = batch.table.num_rows + batch.rejected.num_rows, batch.table.nbytes + batch.rejected.nbytes
-                if held and (rows + more[0] > MAX_ROWS or size + more[1] > MAX_BYTES):
-                    yield _join(held)
-                    held, rows, size = [], 0, 0
-                held.append(batch)
-                rows, size = rows + more[0], size + more[1]
-        yield _join(held)
-
-    def units(self, batches: Sequence[Batch]) -> list[Unit]:
-        """What the steps that follow take together, of all batches in their order."""
-        starts = range(0, len(batches), self.together)
-        return [self._unit(number, tuple(batches[k : k + self.together])) for number, k in enumerate(starts)]
-
-    def _unit(self, number: int, batches: tuple[Batch, ...]) -> Unit:
-        name, rank = batches[0].name, (*self.rank, number)
-        shard = self.shards[0].shard if len(self.shards) == 1 else None
-        parts = []
-        for pair in sorted({pair for batch in batches for pair in batch.kept}):
-            pieces = tuple((batch.file(pair), batch.kept[pair]) for batch in batches if pair in batch.kept)
-            parts.append(Part(f"{name}.{pair}", self.key, pair, pieces, self.shards[0].source, shard, rank))
-        return Unit(name, batches, tuple(parts), rank)
-
-
-def _join(batches: Sequence[RawBatch]) -> RawBatch:
-    problems = [problem for batch in batches for problem in batch.problems]
-    return RawBatch(
-        pa.concat_tables([batch.table for batch in batches]), pa.concat_tables([batch.rejected for batch in batches]), problems
-    )  # fmt: skip
+_LOOK = 2.0  # seconds between looks at what workers have done of the shards that they read
 
 
 def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
@@ -124,19 +57,7 @@ def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
     todo: list[tuple[Source, Reading]] = []
     names = Counter[str]()
     for number, (source, shards) in enumerate(sources):
-        settings = source.settings.model_dump(mode="json", exclude={"path", "pairs"})
-        code = code_digest(run_batch, type(source))
-        sizes = [source.size(shard) for shard in shards]
-        for some in _together(shards, sizes):
-            read_as_one = [shards[k] for k in some]
-            # A shard of one pair is the same whatever other pairs the recipe names.
-            inputs = [(shard.pair or source.settings.wanted(), source.identity(shard)) for shard in read_as_one]
-            size = _sum([sizes[k] for k in some])
-            batches = max(1, min(_MOST_TOGETHER, (size or 0) // _BYTES_A_BATCH))
-            key = digest(common, code, settings, inputs, batches)
-            reading = Reading(
-                source.settings, tuple(read_as_one), key, _name(read_as_one), (number, some[0]), size, batches
-            )
+        for reading in plan(source, shards, number, [common, code_digest(run_batch, type(source))]):
             names[reading.name] += 1
             found = _find_batches(run.store, reading)
             if found is None:
@@ -149,48 +70,6 @@ def read(run: Run, sources: list[tuple[Source, list[Shard]]]) -> list[Unit]:
     if todo:
         units += _read_all(run, todo, evaluation)
     return sorted(units, key=lambda unit: unit.rank)
-
-
-def _sum(sizes: Sequence[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
-
-
-def _together(shards: Sequence[Shard], sizes: Sequence[int | None]) -> list[list[int]]:
-    """Numbers of shards that are read as one: small ones that follow each other, if the source has many of them.
-
-    Where a group ends is decided by names, as far as possible: a shard that is new or gone changes the group that it lies in.
-    """
-    small = [size is not None and size <= _SMALL for size in sizes]
-    if sum(small) < _MANY_SMALL:
-        return [[k] for k in range(len(shards))]
-    found: list[list[int]] = []
-    size, open_ = 0, False
-    for k, shard in enumerate(shards):
-        more = sizes[k] or 0
-        # Rows of a group are told apart by the name of their shard, and are in the order of these names.
-        fits = open_ and small[k] and shards[k - 1].shard < shard.shard and size + more <= _GROUP_BYTES
-        if not fits:
-            found.append([])
-            size = 0
-        found[-1].append(k)
-        size += more
-        open_ = small[k] and int(digest(shard.shard)[:8], 16) * _shards_of(more) >= 1 << 32
-    return found
-
-
-def _shards_of(size: int) -> int:
-    """After how many shards of a size a group ends on average. It changes only where a size doubles."""
-    return max(1, min(_GROUP_SHARDS, _GROUP_BYTES // 4 >> size.bit_length()))
-
-
-def _name(shards: Sequence[Shard]) -> str:
-    """The beginning of the names of batches."""
-    names = []
-    for shard in shards:
-        files = [os.path.basename(file) for file in shard.files]
-        names.append(digest(shard.shard, shard.split, shard.pair, files)[:16])
-    return f"{shards[0].source}-{names[0] if len(names) == 1 else digest(names)[:16]}"
 
 
 def _common_key(recipe: Recipe, evaluation: _Evaluation) -> str:
@@ -217,7 +96,7 @@ def _find_batches(store: Store, reading: Reading) -> list[Batch] | None:
 
 def _read_all(run: Run, todo: Sequence[tuple[Source, Reading]], evaluation: _Evaluation) -> list[Unit]:
     progress = _Done(run, [reading for _, reading in todo])
-    whole = _read_by_workers([reading for _, reading in todo], run.engine.workers)
+    whole = for_workers([reading for _, reading in todo], run.engine.workers)
     cut: list[Callable[[], Iterator[_Message]]] = [
         functools.partial(_cut, source, reading, run.store) for source, reading in todo if reading.name not in whole
     ]
@@ -238,11 +117,13 @@ def _read_all(run: Run, todo: Sequence[tuple[Source, Reading]], evaluation: _Eva
                 elif isinstance(message, Batch):
                     progress.add(message, made=False)
                 else:
+                    if isinstance(message, ReadTask):
+                        progress.begin(message.reading.name)
                     yield message
 
     run.progress.start("read, clean, identify, fingerprint", None)
     setup = functools.partial(open_stages, run.recipe, evaluation.index())
-    with contextlib.closing(tasks()) as made:  # nobody reads on after a failure
+    with progress.watching(), contextlib.closing(tasks()) as made:  # nobody reads on after a failure
         for done in run.engine.map(run_task, made, setup=setup):
             for batch, new in done.batches:
                 progress.add(batch, new)
@@ -250,14 +131,6 @@ def _read_all(run: Run, todo: Sequence[tuple[Source, Reading]], evaluation: _Eva
                 progress.end(done.whole, len(done.batches))
     run.progress.end()
     return progress.units()
-
-
-def _read_by_workers(todo: Sequence[Reading], workers: int) -> set[str]:
-    """Names of what workers read themselves: what is small beside all that there is, so that none is left alone with it at
-    the end."""
-    total = sum(reading.size or 0 for reading in todo)
-    limit = total / (_SHARES * workers)
-    return {reading.name for reading in todo if reading.size is not None and reading.size <= limit}
 
 
 def _cut(source: Source, reading: Reading, store: Store) -> Iterator[_Message]:
@@ -296,6 +169,64 @@ class _Done:
         self._counts: dict[str, int] = {}  # of what was read to its end
         self._shards = sum(len(reading.shards) for reading in todo)
         self._ended = 0  # shards
+        self._shown: dict[
+            str, int
+        ] = {}  # batches, of what workers read: those before this one were shown or were there
+        self._lock = threading.Lock()  # of the display, and of what was shown
+
+    def begin(self, name: str) -> None:
+        """Notes that a worker is given something to read."""
+        with self._lock:
+            self._shown[name] = self._ready(name, 0)
+
+    def _ready(self, name: str, first: int) -> int:
+        """The number of the first batch, not before `first`, that is not there."""
+        while ready(self._folder(name, first) / "batch.json"):
+            first += 1
+        return first
+
+    def _folder(self, name: str, number: int) -> Path:
+        reading = self._todo[name]
+        return self._run.store.folder / "pass1" / f"{reading.batch_name(number)}.{reading.key}"
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile, batches of what workers read are shown as they are done.
+
+        Raises:
+            Exception: what the display raised.
+        """
+        ended, failures = threading.Event(), list[Exception]()
+
+        def watch() -> None:
+            try:
+                while not ended.wait(_LOOK):
+                    self._look()
+            except Exception as error:  # of the caller's own progress
+                failures.append(error)
+
+        thread = threading.Thread(target=watch, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _look(self) -> None:
+        with self._lock:
+            for name, first in self._shown.items():
+                self._shown[name] = last = self._ready(name, first)
+                for number in range(first, last):
+                    self._show(load_batch(self._todo[name].batch_name(number), self._folder(name, number)))
+
+    def _show(self, batch: Batch) -> None:
+        for problem in batch.problems:
+            self._run.progress.say(f"warning: {problem}")
+        shard = f"shard {min(self._ended + 1, self._shards)} of {self._shards}"
+        self._run.progress.advance(sum(batch.read.values()), shard)
 
     def add(self, batch: Batch, made: bool) -> None:
         """Notes a batch that was made, or was there."""
@@ -304,16 +235,17 @@ class _Done:
         self._batches[name].append(batch)
         if made:
             run.result.made["pass1"] = run.result.made.get("pass1", 0) + 1
-            for problem in batch.problems:
-                run.progress.say(f"warning: {problem}")
-            shard = f"shard {min(self._ended + 1, self._shards)} of {self._shards}"
-            run.progress.advance(sum(batch.read.values()), shard)
+            with self._lock:
+                if batch.number >= self._shown.get(name, 0):
+                    self._show(batch)
         else:
             run.reuse("pass1", 1)
         self._mark(name)
 
     def end(self, name: str, batches: int) -> None:
         """Notes that something was read to its end, in so many batches."""
+        with self._lock:
+            self._shown.pop(name, None)
         self._counts[name] = batches
         self._ended += len(self._todo[name].shards)
         self._mark(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,17 +22,36 @@ from runs import digests, mix, recipe, redone, rejects
 from corpusprep import InputError, RunError, RunResult, load_recipe, run
 from corpusprep.cli import cli
 from corpusprep.engines.local import LocalEngine
+from corpusprep.report.progress import Progress
 from corpusprep.sources import Shard, open_source
-from corpusprep.steps import quality, read
+from corpusprep.steps import quality, read, readings
 
 Corpus = Callable[..., Path]
-CONSTANT = "corpusprep.steps.read.{}"
+CONSTANT = "corpusprep.steps.readings.{}"
 FILES = 90
 
 
 @pytest.fixture(autouse=True)
 def short_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONSTANT.format("_GROUP_SHARDS"), 16)
+
+
+class Watching(Progress):
+    """Notes rows as they are shown in the first pass, and from which thread."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, bool]] = []
+        self.reading = False
+
+    def start(self, title: str, total: int | None, unit: str = "rows") -> None:
+        self.reading = title.startswith("read,")
+
+    def advance(self, amount: int, note: str = "") -> None:
+        if self.reading:
+            self.shown.append((amount, threading.current_thread() is threading.main_thread()))
+
+    def rows(self) -> int:
+        return sum(amount for amount, _ in self.shown)
 
 
 def many_files(folder: Path) -> Path:
@@ -155,7 +176,7 @@ def test_a_task_whose_worker_was_lost_is_done_again(bitext: Corpus, tmp_path: Pa
     loaded = recipe(bitext(rows=30, shards=1))
     source = open_source(loaded.source[1])
     (shard,) = source.shards()
-    reading = read.Reading(source.settings, (shard,), "key", "name", (0, 0), 100, 1)
+    reading = readings.Reading(source.settings, (shard,), "key", "name", (0, 0), 100, 1)
     stages = read.open_stages(loaded, None)
     task = read.ReadTask(reading, str(tmp_path / "pass1"), str(tmp_path / "tmp" / "scratch"))
     (tmp_path / "tmp" / "scratch-0").mkdir(parents=True)
@@ -227,28 +248,33 @@ def test_an_interrupted_scoring_goes_on_within_a_unit(
 def test_where_groups_of_small_shards_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONSTANT.format("_GROUP_SHARDS"), 128)
     shards = [Shard("s", f"f{k:05d}", (), ("en", "de"), "train") for k in range(3000)]
-    groups = read._together(shards, [10] * 3000)
+    groups = readings._together(shards, [10] * 3000)
     assert [k for group in groups for k in group] == list(range(3000))
     assert 10 < len(groups) < 60
     names = [[shards[k].shard for k in group] for group in groups]
     # A file more, or one less, changes the group that it lies in.
     less = shards[:700] + shards[701:]
-    others = [[less[k].shard for k in group] for group in read._together(less, [10] * 2999)]
+    others = [[less[k].shard for k in group] for group in readings._together(less, [10] * 2999)]
     assert sum(group not in names for group in others) == 1
     # Where files are larger, fewer are read together, and the names still decide.
     ends = [
-        {names[-1] for names in ([shards[k].shard for k in group] for group in read._together(shards, [size] * 3000))}
+        {
+            names[-1]
+            for names in ([shards[k].shard for k in group] for group in readings._together(shards, [size] * 3000))
+        }
         for size in (200_000, 260_000)
     ]
     assert len(ends[0] & ends[1]) > 0.8 * len(ends[0])
     # So much text, and no large shard; nothing where there are few; names in ascending order.
-    assert all(len(group) <= 16 for group in read._together(shards, [1 << 19] * 3000))
-    assert [len(group) for group in read._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)][-3:] != [70]
-    assert [30] in read._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)
-    assert [31] in read._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)
-    assert read._together(shards[:60], [10] * 60) == [[k] for k in range(60)]
+    assert all(len(group) <= 16 for group in readings._together(shards, [1 << 19] * 3000))
+    assert [len(group) for group in readings._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)][-3:] != [
+        70
+    ]
+    assert [30] in readings._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)
+    assert [31] in readings._together(shards[:70], [10] * 30 + [1 << 30, None] + [10] * 38)
+    assert readings._together(shards[:60], [10] * 60) == [[k] for k in range(60)]
     twice = [dataclasses.replace(shard, shard="same") for shard in shards[:70]]
-    assert read._together(twice, [10] * 70) == [[k] for k in range(70)]
+    assert readings._together(twice, [10] * 70) == [[k] for k in range(70)]
 
 
 @pytest.mark.parametrize(
@@ -313,13 +339,13 @@ def test_shards_are_read_by_workers_or_by_one_reader(
             return run(loaded, out, engine=engine)
 
     seen: list[set[str]] = []
-    chosen = read._read_by_workers
+    chosen = read.for_workers
 
     def watched(*given: Any) -> set[str]:
         seen.append(chosen(*given))
         return seen[-1]
 
-    monkeypatch.setattr(read, "_read_by_workers", watched)
+    monkeypatch.setattr(read, "for_workers", watched)
     taken(tmp_path / "workers")
     assert len(seen[-1]) == 12
     monkeypatch.setattr(CONSTANT.format("_SHARES"), 1 << 50)
@@ -335,3 +361,60 @@ def test_shards_are_read_by_workers_or_by_one_reader(
     ).unlink()
     monkeypatch.setattr(CONSTANT.format("_SHARES"), 0.01)
     assert redone(taken(tmp_path / "workers")) == {}
+
+
+def test_batches_of_a_shard_that_a_worker_reads_are_shown_as_they_are_done(
+    bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = recipe(bitext(rows=60, shards=3))
+    monkeypatch.setattr(CONSTANT.format("MAX_ROWS"), 10)
+    monkeypatch.setattr(CONSTANT.format("_SHARES"), 0.01)
+    monkeypatch.setattr(read, "_LOOK", 0.01)
+    judge = read.run_batch
+
+    def slow(*given: Any) -> Any:
+        done = judge(*given)
+        time.sleep(0.1)
+        return done
+
+    monkeypatch.setattr(read, "run_batch", slow)
+    watching = Watching()
+    result = run(loaded, tmp_path / "out", workers=1, progress=watching)
+    assert watching.rows() == sum(result.accounts.read.values())
+    assert sum(not main for _, main in watching.shown) > 5
+    # A run that is interrupted goes on, and shows what is new.
+    out, batches = tmp_path / "stopped", 0
+
+    def stopping(*given: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 10:
+            raise RunError("stopped")
+        return slow(*given)
+
+    monkeypatch.setattr(read, "run_batch", stopping)
+    first, second = Watching(), Watching()
+    with pytest.raises(RunError, match="stopped"):
+        run(loaded, out, workers=1, progress=first)
+    monkeypatch.setattr(read, "run_batch", slow)
+    assert run(loaded, out, workers=1, progress=second).accounts.read == result.accounts.read
+    assert 0 < second.rows() < watching.rows()
+    assert digests(out) == digests(tmp_path / "out")
+
+
+def test_what_a_progress_raises_while_a_worker_reads_ends_the_run(
+    bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Watching):
+        def advance(self, amount: int, note: str = "") -> None:
+            super().advance(amount, note)
+            if self.reading and not self.shown[-1][1]:
+                raise RuntimeError("the window was closed")
+
+    monkeypatch.setattr(CONSTANT.format("MAX_ROWS"), 10)
+    monkeypatch.setattr(CONSTANT.format("_SHARES"), 0.01)
+    monkeypatch.setattr(read, "_LOOK", 0.01)
+    judge = read.run_batch
+    monkeypatch.setattr(read, "run_batch", lambda *given: [judge(*given), time.sleep(0.1)][0])
+    with pytest.raises(RuntimeError, match="the window was closed"):
+        run(recipe(bitext(rows=60, shards=1)), tmp_path / "out", workers=1, progress=Failing())
