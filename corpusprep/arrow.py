@@ -56,7 +56,7 @@ def mix64(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
-@kernel
+@kernel(leaf=True)
 def hash_bytes(data: npt.NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
     """64-bit hash of `data[start:end]`, the same on every machine: eight bytes per step, through `mix64`."""
     prime = np.uint64(0x9E3779B97F4A7C15)

@@ -29,18 +29,25 @@ _PREFIX = "kernels-"
 @overload
 def kernel(function: Callable[..., Any], /) -> Callable[..., Any]: ...
 @overload
-def kernel(*, inline: str = ..., forceinline: bool = ...) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
-def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def kernel(
+    *, leaf: bool = ..., inline: str = ..., forceinline: bool = ...
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+def kernel(function: Callable[..., Any] | None = None, /, *, leaf: bool = False, **options: Any) -> Any:
     """Compiles a function with Numba on its first call, without the GIL, and caches the code for later processes.
 
     Only for kernels of this package: the digest does not cover other modules, so their edits would have no effect.
 
     Args:
         function: the function; if it is not given, a decorator is returned.
+        leaf: the function makes no arrays, nor does a kernel that it calls. Numba then counts no references to those that it is
+            given. In a function that is called for each word, counting can cost more than all the rest: a third of the time of
+            language identification.
         options: options of `numba.njit`.
     """
     if function is None:
-        return functools.partial(kernel, **options)
+        return functools.partial(kernel, leaf=leaf, **options)
+    if leaf:
+        options["_nrt"] = False
     dispatcher = numba.njit(nogil=True, **options)(function)
     with contextlib.suppress(RuntimeError):  # there is no folder for the cache: every process compiles the kernel
         dispatcher._cache = _KernelCache(function)

@@ -83,7 +83,7 @@ def _lower(byte: int) -> int:
     return byte + 32 if 65 <= byte <= 90 else byte
 
 
-@kernel
+@kernel(leaf=True)
 def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
     """Whether the text contains `://` or `www.`: a cheap test that saves most texts the search at each word."""
     for k in range(start, end - 3):
@@ -94,7 +94,7 @@ def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
     return False
 
 
-@kernel
+@kernel(leaf=True)
 def _url_end(data, start, end):  # type: ignore[no-untyped-def]
     """The end of the URL at `start`, or `start` if there is no URL. `start` must be the beginning of a word."""
     i = start
@@ -128,7 +128,7 @@ def _url_end(data, start, end):  # type: ignore[no-untyped-def]
     return i
 
 
-@kernel
+@kernel(leaf=True)
 def _site(data, start, end):  # type: ignore[no-untyped-def]
     """Hash of the longest label of a URL's host: the same for en.wikipedia.org and de.wikipedia.org."""
     i = start
@@ -160,7 +160,7 @@ def _site(data, start, end):  # type: ignore[no-untyped-def]
     return best_hash
 
 
-@kernel
+@kernel(leaf=True)
 def _measure(  # type: ignore[no-untyped-def]
     data, start, end, packed, digit, weights, expected, salt, counts, folded, digits, groups, seen
 ):  # fmt: skip
@@ -293,7 +293,7 @@ def _measure(  # type: ignore[no-untyped-def]
     return share, repeated, n_folded, n_digits, n_groups, sites, letter_set
 
 
-@kernel
+@kernel(leaf=True)
 def _occurs(digits, first, last, others, n_others):  # type: ignore[no-untyped-def]
     length = last - first
     for at in range(n_others - length + 1):
@@ -305,7 +305,7 @@ def _occurs(digits, first, last, others, n_others):  # type: ignore[no-untyped-d
     return False
 
 
-@kernel
+@kernel(leaf=True)
 def _number(digits, first, last):  # type: ignore[no-untyped-def]
     value = 0
     for k in range(first, min(last, first + 9)):
@@ -313,7 +313,7 @@ def _number(digits, first, last):  # type: ignore[no-untyped-def]
     return value
 
 
-@kernel
+@kernel(leaf=True)
 def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_others):  # type: ignore[no-untyped-def]
     """Counts the numbers with two or more digits, and how many of them are missing on the other side.
 
@@ -355,7 +355,7 @@ def _lacking(digits, groups, n_groups, others, other_groups, n_other_groups, n_o
     return total, lacking
 
 
-@kernel
+@kernel(leaf=True)
 def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def]
     """1 - edit distance / length of the longer, if that is `least` or more, else 0."""
     longest = max(n, m)

@@ -139,7 +139,7 @@ def _is_letter(byte: int) -> bool:
     return (65 <= byte <= 90) or (97 <= byte <= 122)
 
 
-@kernel(inline="always")
+@kernel(inline="always", leaf=True)
 def _ascii_needs(data: U8, i: int, end: int) -> int:
     """The steps that the ASCII character at i, other than a space, may need."""
     byte = data[i]
@@ -234,7 +234,7 @@ def _scan(
         out[row] = needs
 
 
-@kernel(inline="always")
+@kernel(inline="always", leaf=True)
 def _copy(data: U8, start: int, end: int, out: U8, at: int) -> int:
     for k in range(start, end):
         out[at] = data[k]

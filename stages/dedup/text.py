@@ -147,7 +147,7 @@ def tables() -> Tables:
     return Tables(fold, np.array(sequences, np.int32), ccc, keys, composed, keys[order], composed[order])
 
 
-@kernel
+@kernel(leaf=True)
 def _compose(first: Int, second: Int, t: Tables) -> Int:
     """The composition of two characters, or 0."""
     if 0x1100 <= first < 0x1113 and 0x1161 <= second < 0x1176:
@@ -287,7 +287,7 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     return size
 
 
-@kernel
+@kernel(leaf=True)
 def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
     """Exact 64-bit hash of `codes[:size]`: two chains, each with one multiplication per two characters, are mixed."""
     state = mix64(np.uint64(seed) ^ (np.uint64(size) * np.uint64(_BASE)))
@@ -315,7 +315,7 @@ def feature_hash(marker: int, feature: str) -> int:
     return value ^ (value >> 31)
 
 
-@kernel(inline="always")
+@kernel(inline="always", leaf=True)
 def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     """The feature at i before mixing: the marker and n characters as the digits of a number in base `_BASE`."""
     value = np.uint64(marker)
@@ -324,7 +324,7 @@ def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     return value
 
 
-@kernel(inline="always")
+@kernel(inline="always", leaf=True)
 def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, lead: np.uint64) -> np.uint64:
     """The feature at i + 1, from the feature at i: removes the first character and appends the next one.
 
@@ -336,7 +336,7 @@ def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, 
     return value - np.uint64(codes[i]) * weight + np.uint64(codes[i + n])
 
 
-@kernel(inline="always")
+@kernel(inline="always", leaf=True)
 def _add(planes: U64, level: int, top: int, bits: np.uint64) -> None:
     """Adds 2**level to the counters of the set bits. No counter needs a plane beyond `top`. Counter b is bit b of all
     planes. The carry always runs to the last plane, because its end is hard to predict."""
@@ -346,7 +346,7 @@ def _add(planes: U64, level: int, top: int, bits: np.uint64) -> None:
         bits = carry
 
 
-@kernel
+@kernel(leaf=True)
 def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before: Int) -> Int:
     """Counts the features of one text: its character n-grams, or the whole text if it is shorter than n.
 
@@ -428,7 +428,7 @@ def add_features(codes: U32, size: Int, n: Int, marker: int, planes: U64, before
     return count
 
 
-@kernel
+@kernel(leaf=True)
 def majority(planes: U64, count: Int) -> np.uint64:
     """The fingerprint: the bits that are set in more than half of `count` features (a tie is 0, as in `simhash`)."""
     least = np.uint64(count // 2 + 1)

@@ -110,7 +110,7 @@ def scan_entries(raw: U8, position: int, starts: I64, ends: I64, counts: I64, ki
     return position
 
 
-@kernel
+@kernel(leaf=True)
 def _find(text: U8, starts: I64, ends: I64, slots: I32, word: U8, begin: Int, end: Int, value: np.uint64) -> Int:
     """The slot of the word `word[begin:end]` with this hash, or the free slot for it."""
     mask = slots.size - 1
@@ -139,7 +139,7 @@ def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
     return slots
 
 
-@kernel
+@kernel(leaf=True)
 def _key_slot(keys: I32, key: Int) -> Int:
     mask = keys.size - 1
     slot = (key * 0x9E3779B1 >> 15) & mask
@@ -159,7 +159,7 @@ def index_rows(pairs: I32, keys: I32, rows: I32, seen: U64) -> None:
         seen[key >> 6] |= np.uint64(1) << np.uint64(key & 63)
 
 
-@kernel
+@kernel(leaf=True)
 def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, count: int, hidden: F32) -> None:
     if codes.size:
         parts, width = centroids.shape[0], centroids.shape[2]
@@ -182,7 +182,7 @@ def _add_rows(dense: F32, codes: U8, norms: F32, centroids: F32, batch: I32, cou
                 hidden[k] += dense[row, k]
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, leaf=True)
 def _row(model: Arrays, key: Int) -> Int:
     """The row of an n-gram's bucket, or -1 if it was pruned."""
     if not model.pruned:
@@ -192,7 +192,7 @@ def _row(model: Arrays, key: Int) -> Int:
     return np.int64(model.words + model.rows[_key_slot(model.keys, key)])
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, leaf=True)
 def _word_rows(
     model: Arrays, word: U8, length: int, value: np.uint64, batch: I32, filled: int, hidden: F32
 ) -> tuple[int, int]:
@@ -251,7 +251,7 @@ def _word_rows(
     return filled, added
 
 
-@kernel
+@kernel(leaf=True)
 def _is_end(data: U8, start: Int, end: Int) -> bool:
     same = end - start == 4
     for k in range(4):
@@ -259,7 +259,7 @@ def _is_end(data: U8, start: Int, end: Int) -> bool:
     return same
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, leaf=True)
 def _average(
     model: Arrays,
     data: U8,
@@ -363,7 +363,7 @@ def _average(
     return features
 
 
-@kernel
+@kernel(leaf=True)
 def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
     """out = exp(x), correctly rounded except in rare cases; written so that it compiles to vector instructions."""
     magic = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer in the low bits
@@ -387,7 +387,7 @@ def _exponentials(x: F32, turns: F64, powers: F64, out: F32) -> None:
         out[k] = (1.0 + r * s) * powers[k]
 
 
-@kernel
+@kernel(leaf=True)
 def _probabilities(
     loss: int, weights: F32, left: I32, right: I32, hidden: F32, x: F32, e: F32, turns: F64, powers: F64, out: F64
 ) -> None:
@@ -433,7 +433,7 @@ def _probabilities(
             out[right[k]] = p * (np.float64(e[k]) + _SHIFT)
 
 
-@kernel
+@kernel(leaf=True)
 def _descend(nodes: F32, left: I32, right: I32, hidden: F32, stack: I32, stack_p: F64) -> tuple[int, float]:
     """The most probable label of the tree and its probability. Branches that cannot contain it are skipped."""
     labels = left.size + 1

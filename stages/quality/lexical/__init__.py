@@ -23,7 +23,7 @@ from corpusprep.kernels import kernel
 from corpusprep.stage import pairs_of
 from corpusprep.stages.quality.lexical import features as evidence
 from corpusprep.stages.quality.lexical import text
-from corpusprep.stages.quality.lexical.features import FOLDS, N_FEATURES, Model, Side
+from corpusprep.stages.quality.lexical.features import N_FEATURES, Model, Side
 from corpusprep.stages.quality.lexical.model1 import Rows, link, train
 
 F32 = npt.NDArray[np.float32]
@@ -35,11 +35,13 @@ U64 = npt.NDArray[np.uint64]
 Text = tuple[I64, U8]  # offsets and bytes
 
 _ROUNDS = 3  # rounds of EM; more do not help
-# Maximum number of token pairs within rows, over all rows, for each level of pieces. It bounds time (about 1 µs per
-# pair) and memory. Measured on 950 to 4,000 rows per pair at 2 % of clean rows lost: level 2 finds 0.88 of misaligned
-# rows where level 1 finds 0.85; level 1 finds 0.91 where level 0 finds 0.88.
-_PAIRS = (40_000_000, 20_000_000, 10_000_000)
-_CONTRASTED = 20_000  # rows used by the regressions
+# Maximum number of token pairs within rows, over all rows, for each level of pieces. It bounds time and memory.
+_PAIRS = (12_000_000, 10_000_000, 9_000_000)
+_TRIED = 2000  # rows from which the number of pairs at a level is estimated
+_LEAST_PROBABILITY = 1e-3  # of a translation that is kept
+_MANY = 8000  # from so many rows on, three folds do: two thirds of them teach as much as four fifths
+_FOLDS = (5, 3)  # of few and of many rows
+_CONTRASTED = 6000  # rows used by the regressions
 # Prior odds of a misaligned and of a truncated row against a good row.
 _PRIORS = (0.7, 0.5)
 _RIDGE = 3.0
@@ -96,33 +98,42 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
     Args:
         keys: (n,), seeded hashes of the rows, ascending; if there are too many rows, the last ones are left out.
     """
-    for level in (2, 1, 0):
+    level, plans = 2, np.empty(0, np.int32)
+    while True:
         plans = np.stack([text.plan(language, level) for language in (src_lang, tgt_lang)])
-        src_cut, tgt_cut = (
-            _tokenise(*side, text.tables(), plan) for side, plan in zip((src_text, tgt_text), plans, strict=True)
-        )
-        pairs = np.cumsum(np.diff(src_cut[0]) * np.diff(tgt_cut[0]))
-        if pairs[-1] <= _PAIRS[level]:
+        tried = min(_TRIED, keys.size)
+        at = [
+            _tokenise(*side, tried, text.tables(), plan)[0]
+            for side, plan in zip((src_text, tgt_text), plans, strict=True)
+        ]
+        pairs = np.cumsum(np.diff(at[0]) * np.diff(at[1]))
+        if level == 0 or pairs[-1] / tried * keys.size <= _PAIRS[level]:
             break
-    n = max(_LEAST, int(np.searchsorted(pairs, _PAIRS[level], side="right")))
-    n = min(n, keys.size)
+        level -= 1
+    n = min(keys.size, max(_LEAST, int(keys.size * _PAIRS[level] / max(pairs[-1] / tried * keys.size, 1))))
+    src_cut, tgt_cut = (
+        _tokenise(*side, n, text.tables(), plan) for side, plan in zip((src_text, tgt_text), plans, strict=True)
+    )
     keys = keys[:n]
+    many = n >= _MANY
     folds = np.empty(n, np.int64)
-    _folds(src_cut[3][:n], tgt_cut[3][:n], folds)
-    src, src_rows = _vocabulary(src_cut, folds)
-    tgt, tgt_rows = _vocabulary(tgt_cut, folds)
-    links = link(src_rows, tgt_rows, src.keys.size, tgt.keys.size, 1 if pairs[n - 1] <= _PAIRS[1] else 2)
-    values = np.empty((links.targets.size, FOLDS, 2), np.uint8)
-    for f in range(FOLDS):
+    _folds(src_cut[3], tgt_cut[3], _FOLDS[many], folds)
+    src, src_rows = _vocabulary(src_cut, folds, _FOLDS[many])
+    tgt, tgt_rows = _vocabulary(tgt_cut, folds, _FOLDS[many])
+    links = link(src_rows, tgt_rows, src.keys.size, tgt.keys.size)
+    entries = links.order.size
+    prob, values = np.empty((entries, 2), np.float32), np.empty((entries, _FOLDS[many], 2), np.uint8)
+    for f in range(_FOLDS[many]):
         src_share, tgt_share = ((side.counts[:, f] / side.totals[f]).astype(np.float32) for side in (src, tgt))
-        prob = train(links, src_rows, tgt_rows, folds, f, src_share, tgt_share, _ROUNDS)
-        values[:, f] = evidence.quantise(np.where(prob > 1e-3, prob, np.float32(0)))
-    live = (values < 255).any(axis=(1, 2))
-    starts = np.concatenate([[0], np.cumsum(live)])[links.starts].astype(np.int64)
-    targets = links.targets[live]
+        train(links, src_rows, tgt_rows, folds, f, src_share, tgt_share, _ROUNDS, prob)
+        evidence.quantise(prob, _LEAST_PROBABILITY, values[:, f])
+    live = np.flatnonzero((values < 255).any(axis=(1, 2)))
+    targets = links.targets[links.order[live]]
+    starts = np.searchsorted(links.sources[links.order[live]], np.arange(src.keys.size + 1)).astype(np.int64)
+    values = values[live]
     model = Model(
-        src, tgt, starts, targets, values[live], plans, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)),
-        np.array([n]), *evidence.make_table(starts, targets),
+        src, tgt, starts, targets, values, plans, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)),
+        np.array([n]), evidence.make_table(starts, targets),
     )  # fmt: skip
     return _weigh(model, src_text, tgt_text, keys, folds, src_cut[3], tgt_cut[3])
 
@@ -141,12 +152,7 @@ def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: 
     differ = (src_rows[a] != src_rows[b]) & (tgt_rows[a] != tgt_rows[b])
     a, b = a[differ], b[differ]
     misaligned = _evidence(model, src, tgt, a, b, None, folds[a])
-    # 15 to 50 % of the target or of the source; half of them keep the closing mark of the text.
-    share = (
-        0.15
-        + 0.35 * (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        + (keys >> np.uint64(3) & np.uint64(1)).astype(np.float64)
-    )
+    share = _clips(keys)
     long = rows[good[:, evidence.SRC_LETTERS] > np.log(10)]
     clip = np.concatenate([share[long], -share[long]]).astype(np.float32)
     long = np.tile(long, 2)
@@ -163,6 +169,13 @@ def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: 
     return model
 
 
+def _clips(keys: U64) -> F64:
+    """What the truncated copies of rows keep, see `features`: 15 to 50 % of a side; half of them keep its closing mark. By the
+    lower bits of the keys, since those that were chosen agree in the upper ones."""
+    share = 0.15 + 0.35 * (keys >> np.uint64(8) & np.uint64(0xFFFFFFFF)).astype(np.float64) * 2.0**-32
+    return share + (keys >> np.uint64(3) & np.uint64(1)).astype(np.float64)
+
+
 def _evidence(
     model: Model, src: Text, tgt: Text, a: I64, b: I64, clip: F32 | None = None, folds: I64 | None = None
 ) -> F32:
@@ -176,7 +189,7 @@ def _evidence(
 def _others(order: I64, folds: I64, shift: int) -> I64:
     """For each row, the row `shift` places later in the order of its fold."""
     out = np.empty(folds.size, np.int64)
-    for f in range(FOLDS):
+    for f in range(int(folds.max()) + 1):
         rows = order[folds[order] == f]
         out[rows] = np.roll(rows, -shift)
     return out
@@ -196,9 +209,8 @@ def _fit_length(src: F32, tgt: F32) -> F64:
 
 
 @kernel
-def _tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I64, U64, U8, U64]:
-    """Distinct tokens of each row: row r is `[at[r]:at[r + 1]]` of hashes and kinds. Also a hash of each row's text."""
-    rows = offsets.size - 1
+def _tokenise(offsets: I64, data: U8, rows: int, tables: text.Tables, plan: I32) -> tuple[I64, U64, U8, U64]:
+    """Distinct tokens of each of the first rows: row r is `[at[r]:at[r + 1]]` of hashes and kinds. Also a hash of each row's text."""
     at = np.zeros(rows + 1, np.int64)
     tokens, kinds = np.empty(1024, np.uint64), np.empty(1024, np.uint8)
     whole = np.empty(rows, np.uint64)
@@ -224,15 +236,15 @@ def _tokenise(offsets: I64, data: U8, tables: text.Tables, plan: I32) -> tuple[I
 
 
 @kernel
-def _folds(src: U64, tgt: U64, out: I64) -> None:
+def _folds(src: U64, tgt: U64, folds: int, out: I64) -> None:
     for i in range(out.size):
-        out[i] = evidence.fold_of(src[i], tgt[i])
+        out[i] = evidence.fold_of(src[i], tgt[i], folds)
 
 
-def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64) -> tuple[Side, Rows]:
+def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64, n_folds: int) -> tuple[Side, Rows]:
     """The vocabulary of one side, and its rows as token numbers; tokens that occur in only one row are left out."""
     n = folds.size
-    at, tokens, kinds = cut[0][: n + 1], cut[1][: cut[0][n]], cut[2][: cut[0][n]]
+    at, tokens, kinds, _ = cut
     keys, first, inverse, found = np.unique(tokens, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(-found.astype(np.int64), kind="stable")[
         : int((found >= 2).sum())
@@ -244,9 +256,10 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64) -> tuple[Side, Rows]:
     known = ids >= 0
     ids, row = ids[known], row[known]
     starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
-    inside = np.bincount(ids.astype(np.int64) * FOLDS + folds[row], minlength=order.size * FOLDS).reshape(-1, FOLDS)
+    inside = np.bincount(ids.astype(np.int64) * n_folds + folds[row], minlength=order.size * n_folds)
+    inside = inside.reshape(-1, n_folds)
     counts = (inside.sum(1, keepdims=True) - inside).astype(np.int32)
-    rows = (n - np.bincount(folds, minlength=FOLDS)).astype(np.int64)
+    rows = (n - np.bincount(folds, minlength=n_folds)).astype(np.int64)
     return evidence.make_side(keys[order], kinds[first][order], counts, rows), Rows(starts, ids)
 
 
@@ -329,11 +342,12 @@ def _solve(a: F64, b: F64) -> None:
         b[c] /= a[c, c]
 
 
-_MAGIC = b"corpusprep lexical 1\n"
+_MAGIC = b"corpusprep lexical 2\n"
+_BY_FOLD = 0  # in a shape, the number of folds
 _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("src.keys", "<u8", (-1,)), ("src.kinds", "|u1", (-1,)), ("src.counts", "<i4", (-1, FOLDS)), ("src.rows", "<i8", (-1,)),
-    ("tgt.keys", "<u8", (-1,)), ("tgt.kinds", "|u1", (-1,)), ("tgt.counts", "<i4", (-1, FOLDS)), ("tgt.rows", "<i8", (-1,)),
-    ("starts", "<i8", (-1,)), ("targets", "<i4", (-1,)), ("values", "|u1", (-1, FOLDS, 2)), ("plans", "<i4", (2, -1, 3)),
+    ("src.keys", "<u8", (-1,)), ("src.kinds", "|u1", (-1,)), ("src.counts", "<i4", (-1, _BY_FOLD)), ("src.rows", "<i8", (-1,)),
+    ("tgt.keys", "<u8", (-1,)), ("tgt.kinds", "|u1", (-1,)), ("tgt.counts", "<i4", (-1, _BY_FOLD)), ("tgt.rows", "<i8", (-1,)),
+    ("starts", "<i8", (-1,)), ("targets", "<i4", (-1,)), ("values", "|u1", (-1, _BY_FOLD, 2)), ("plans", "<i4", (2, -1, 3)),
     ("length", "<f8", (-1,)), ("weights", "<f8", (2, -1)), ("rows", "<i8", (-1,)),
 )  # fmt: skip
 
@@ -373,12 +387,13 @@ def unpack(state: bytes) -> Model:
     sizes = np.frombuffer(state, "<i8", len(_FIELDS), start)
     body = zlib.decompress(memoryview(state)[start + 8 * len(_FIELDS) :])
     found: dict[str, Any] = {}
-    at = 0
+    at, folds = 0, int(sizes[[name for name, *_ in _FIELDS].index("src.rows")])
     for (name, dtype, shape), size in zip(_FIELDS, sizes.tolist(), strict=True):
         # Copied, because the kernels need aligned arrays that own their data.
+        shape = tuple(folds if length == _BY_FOLD else length for length in shape)
         found[name] = np.frombuffer(body, dtype, size, at).reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
         at += size * np.dtype(dtype).itemsize
     for side in ("src", "tgt"):
         found[side] = evidence.make_side(*(found.pop(f"{side}.{part}") for part in ("keys", "kinds", "counts", "rows")))
-    found["tags"], found["places"] = evidence.make_table(found["starts"], found["targets"])
+    found["table"] = evidence.make_table(found["starts"], found["targets"])
     return Model(**found)

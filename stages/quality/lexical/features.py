@@ -21,7 +21,6 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Integer = int | np.signedinteger[Any]
 
-FOLDS = 5
 N_FEATURES = 52
 SRC_LETTERS, TGT_LETTERS = 50, 51  # features that hold ln(1 + letters)
 _FREQUENT = 0.03  # a token in more than this share of rows is a function word, and counts half
@@ -33,9 +32,9 @@ class Side(NamedTuple):
     Attributes:
         keys: token hashes, the most frequent first.
         kinds: WORD, PIECE or NUMBER.
-        counts: (tokens, FOLDS), number of rows outside each fold that contain the token.
-        totals: (FOLDS,), the sums of the counts.
-        rows: (FOLDS,), number of rows outside each fold.
+        counts: (tokens, folds), number of rows outside each fold that contain the token.
+        totals: (folds,), the sums of the counts.
+        rows: (folds,), number of rows outside each fold.
         slots: open-addressing table over the keys: the token, or -1.
     """
 
@@ -47,18 +46,36 @@ class Side(NamedTuple):
     slots: I32
 
 
+class Table(NamedTuple):
+    """Entries by their tokens. Those of a source token lie side by side, so that a row looks at few places in memory.
+
+    Attributes:
+        starts: (tokens + 1,), the slots of source token e are `starts[e]:starts[e + 1]`, a power of two, or none.
+        targets: the target token of each slot, or -1.
+        places: its entry.
+        words: (tokens + 1,), the bits of source token e are `bits[words[e]:words[e + 1]]`, a power of two of words, or none.
+        bits: set where a target token may have a slot; most have none, and a bit says so without a branch.
+    """
+
+    starts: I64
+    targets: I32
+    places: I32
+    words: I64
+    bits: U64
+
+
 class Model(NamedTuple):
     """The model that judges rows of one pair.
 
     Attributes:
-        starts, targets: entries as in `model1.Links`.
-        values: (entries, FOLDS, 2), t(target | source) and t(source | target) as indices into `probabilities()`.
+        starts, targets: the entries of source token e are `starts[e]:starts[e + 1]`, by ascending target token.
+        values: (entries, folds, 2), t(target | source) and t(source | target) as indices into `probabilities()`.
         plans: (2, 7, 3), how each side is split into tokens.
         length: mean, constant variance and variance per 1 / letters of ln(target letters / source letters).
         weights: (2, N_FEATURES + 1), of the logistic regressions against misaligned and against truncated rows, each
             with its constant.
         rows: (1,), number of rows that the model was learned from.
-        tags, places: open-addressing table over the entries: a hash, 0 if free, and the entry.
+        table: open-addressing tables over the entries, one for each source token, see `make_table`.
     """
 
     src: Side
@@ -70,8 +87,7 @@ class Model(NamedTuple):
     length: F64
     weights: F64
     rows: I64
-    tags: U32
-    places: I32
+    table: Table
 
 
 def probabilities() -> F32:
@@ -81,11 +97,13 @@ def probabilities() -> F32:
     return table.astype(np.float32)
 
 
-def quantise(probability: F32) -> U8:
-    """Probabilities as bytes of `Model.values`, accurate to 3 %."""
-    with np.errstate(divide="ignore"):
-        k = np.round(-16.0 * np.log(probability))
-    return np.where(k < 255, k, 255).astype(np.uint8)
+@kernel
+def quantise(probability: F32, least: float, out: U8) -> None:
+    """Probabilities, (n, 2), as bytes of `Model.values`, accurate to 3 %; 0 for those up to `least`."""
+    for k in range(probability.shape[0]):
+        for side in range(2):
+            p = probability[k, side]
+            out[k, side] = int(np.round(-16.0 * np.log(p))) if p > least else 255
 
 
 def make_side(keys: U64, kinds: U8, counts: I32, rows: I64) -> Side:
@@ -108,36 +126,47 @@ def _slots(keys: U64) -> I32:
     return slots
 
 
-@kernel
-def _tag(e: int, f: int) -> np.uint32:
-    """A hash of an entry, never 0."""
-    mixed = np.uint32((np.uint32(e) + np.uint32(1)) * np.uint32(0x9E3779B1)) ^ np.uint32(
-        np.uint32(f) * np.uint32(0x85EBCA6B)
-    )
-    return np.uint32(mixed) | np.uint32(1)
+@kernel(forceinline=True, leaf=True)
+def _mixed(target: Integer) -> np.uint32:
+    """A hash of a target token: its low bits choose the slot, others the bit."""
+    mixed = np.uint32(target) * np.uint32(0x9E3779B1)
+    return np.uint32(mixed ^ (mixed >> np.uint32(15)))
+
+
+_BIT = np.uint32(9)  # of the hash, from which on it chooses the bit
 
 
 @kernel
-def make_table(starts: I64, targets: I32) -> tuple[U32, I32]:
-    """`Model.tags` and `Model.places`."""
-    size = 4
-    while size < 2 * targets.size:
-        size *= 2
-    tags = np.zeros(size, np.uint32)
-    places = np.empty(size, np.int32)
-    mask = np.uint32(size - 1)
+def make_table(starts: I64, targets: I32) -> Table:
+    """`Model.table`."""
+    at, words = np.zeros(starts.size, np.int64), np.zeros(starts.size, np.int64)
     for e in range(starts.size - 1):
+        size = 0
+        if starts[e + 1] > starts[e]:
+            size = 2
+            while size < 2 * (starts[e + 1] - starts[e]):
+                size *= 2
+        at[e + 1] = at[e] + size
+        words[e + 1] = words[e] + (size + 15) // 16
+    slots = np.full(at[-1], -1, np.int32)
+    places = np.empty(at[-1], np.int32)
+    bits = np.zeros(words[-1], np.uint64)
+    for e in range(starts.size - 1):
+        last = np.uint32(at[e + 1] - at[e] - 1)
+        last_bit = np.uint32(64 * (words[e + 1] - words[e]) - 1)
         for k in range(starts[e], starts[e + 1]):
-            tag = _tag(e, targets[k])
-            p = np.uint32(tag ^ (tag >> np.uint32(15))) & mask
-            while tags[p] != 0:
-                p = (p + np.uint32(1)) & mask
-            tags[p] = tag
-            places[p] = k
-    return tags, places
+            mixed = _mixed(targets[k])
+            p = mixed & last
+            while slots[at[e] + p] >= 0:
+                p = (p + np.uint32(1)) & last
+            slots[at[e] + p] = targets[k]
+            places[at[e] + p] = k
+            bit = (mixed >> _BIT) & last_bit
+            bits[words[e] + (bit >> np.uint32(6))] |= np.uint64(1) << np.uint64(bit & np.uint32(63))
+    return Table(at, slots, places, words, bits)
 
 
-@kernel
+@kernel(leaf=True)
 def row_hash(cut: text.Cut) -> np.uint64:
     """A hash of the normalised text: of its tokens in order, before `distinct`."""
     state = np.uint64(0)
@@ -146,16 +175,16 @@ def row_hash(cut: text.Cut) -> np.uint64:
     return state
 
 
-@kernel
-def fold_of(src: np.uint64, tgt: np.uint64) -> np.int64:
-    """The fold of a row, from the hashes of its sides."""
-    return np.int64(mix64(src ^ mix64(tgt + np.uint64(1))) % np.uint64(FOLDS))
+@kernel(leaf=True)
+def fold_of(src: np.uint64, tgt: np.uint64, folds: int) -> np.int64:
+    """The fold of a row, of so many, from the hashes of its sides."""
+    return np.int64(mix64(src ^ mix64(tgt + np.uint64(1))) % np.uint64(folds))
 
 
 ROOM = 2 * text.MAX_TOKENS
 
 
-@kernel
+@kernel(leaf=True)
 def distinct(cut: text.Cut, room: I32) -> int:
     """Removes repeated tokens in place, and returns the number left. `room` is (ROOM,), all -1 before and after."""
     tokens, kinds = cut.tokens, cut.kinds
@@ -173,7 +202,7 @@ def distinct(cut: text.Cut, room: I32) -> int:
     return kept
 
 
-@kernel
+@kernel(leaf=True)
 def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
     """Writes to `ids` which of n tokens occur in at least two rows outside the fold, and returns their number."""
     mask = np.uint64(side.slots.size - 1)
@@ -191,7 +220,7 @@ def _look_up(side: Side, cut: text.Cut, n: int, fold: Integer, ids: I32) -> int:
     return known
 
 
-@kernel
+@kernel(leaf=True)
 def _clip(cut: text.Cut, n: int, share: float) -> int:
     """Truncates n code points to a share of them. A share above 1 means share - 1, with the closing mark kept."""
     closed = share > 1
@@ -201,34 +230,51 @@ def _clip(cut: text.Cut, n: int, share: float) -> int:
     return kept
 
 
-@kernel
+@kernel(leaf=True)
 def _translate(
-    model: Model, fold: Integer, table: F32, si: I32, ks: int, ti: I32, kt: int, sum_s: F32, sum_t: F32
+    model: Model,
+    fold: Integer,
+    table: F32,
+    si: I32,
+    ks: int,
+    ti: I32,
+    kt: int,
+    sum_s: F32,
+    sum_t: F32,
+    mixed: U32,
+    maybe: I32,
 ) -> None:
-    """Sums of t(source | target) for each source token, and of t(target | source) for each target token."""
-    mask = np.uint32(model.tags.size - 1)
+    """Sums of t(source | target) for each source token, and of t(target | source) for each target token. `mixed` and `maybe` are
+    room for as many numbers as there are target tokens."""
+    starts, slots, places, words, bits = model.table
     sum_s[:ks] = 0
     sum_t[:kt] = 0
+    for j in range(kt):
+        mixed[j] = _mixed(ti[j])
     for i in range(ks):
-        e = si[i]
-        lo, hi = model.starts[e], model.starts[e + 1]
-        if lo == hi:
+        at, word = starts[si[i]], words[si[i]]
+        last = np.uint32(starts[si[i] + 1] - at - 1)
+        last_bit = np.uint32(64 * (words[si[i] + 1] - word) - 1)
+        if words[si[i] + 1] == word:
             continue
+        n = np.int64(0)
         for j in range(kt):
-            f = ti[j]
-            tag = _tag(e, f)
-            p = np.uint32(tag ^ (tag >> np.uint32(15))) & mask
-            while model.tags[p] != 0:
-                if model.tags[p] == tag:
-                    k = model.places[p]
-                    if model.targets[k] == f and lo <= k < hi:
-                        sum_t[j] += table[model.values[k, fold, 0]]
-                        sum_s[i] += table[model.values[k, fold, 1]]
-                        break
-                p = (p + np.uint32(1)) & mask
+            bit = (mixed[j] >> _BIT) & last_bit
+            maybe[n] = j
+            n += np.int64((bits[word + (bit >> np.uint32(6))] >> np.uint64(bit & np.uint32(63))) & np.uint64(1))
+        for m in range(n):
+            j = maybe[m]
+            p = mixed[j] & last
+            while slots[at + p] >= 0:
+                if slots[at + p] == ti[j]:
+                    k = places[at + p]
+                    sum_t[j] += table[model.values[k, fold, 0]]
+                    sum_s[i] += table[model.values[k, fold, 1]]
+                    break
+                p = (p + np.uint32(1)) & last
 
 
-@kernel
+@kernel(leaf=True)
 def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: F32, tokens: int, x: F32) -> None:
     """The log-likelihood ratio of one side given the other, against its unigrams. Writes to x[0:2] the mean of words
     and of pieces, to x[2:4] the sum divided by the root of their number, to x[4] the root of the number of words, and
@@ -256,7 +302,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
     x[5] = (tokens - n) / max(tokens, 1)
 
 
-@kernel
+@kernel(leaf=True)
 def _length(src: int, tgt: int, length: F64, x: F32) -> None:
     """Deviation of the length ratio from its mean, in standard deviations, with kinks at 0, 1 and 2 on both sides."""
     z = np.log((tgt + 1.0) / (src + 1.0)) - length[0]
@@ -266,7 +312,7 @@ def _length(src: int, tgt: int, length: F64, x: F32) -> None:
         x[2 * k + 1] = min(max(-z - k, 0.0), 6.0)
 
 
-@kernel
+@kernel(leaf=True)
 def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     """Number of a's values that occur in b; each value of b is used once."""
     used[:n_b] = 0
@@ -280,7 +326,7 @@ def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     return hits
 
 
-@kernel
+@kernel(leaf=True)
 def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
     """Words that both sides have: number and share of equal words and of words that begin alike; names by sound."""
     n_s, n_t = s.counts[text.N_WORDS], t.counts[text.N_WORDS]
@@ -304,7 +350,7 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
         _heard(t, s, x[4:8])
 
 
-@kernel
+@kernel(leaf=True)
 def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
     """Searches the names of a in b by sound. Counts found names of two consonants in x[0], of three in x[1], of more in
     x[2], and names that are not found in x[3]."""
@@ -340,7 +386,7 @@ def _heard(a: text.Cut, b: text.Cut, x: F32) -> None:
         x[k] = min(x[k], 4)
 
 
-@kernel
+@kernel(leaf=True)
 def _agree(a: int, b: int, x: F32) -> None:
     """Whether both sides have a mark, only the source, or only the target."""
     x[0] = 1.0 if a > 0 and b > 0 else 0.0
@@ -369,6 +415,7 @@ def features(
     s, t = text.make_cut(longest), text.make_cut(longest)
     si, ti = np.empty(text.MAX_TOKENS, np.int32), np.empty(text.MAX_TOKENS, np.int32)
     sum_s, sum_t = np.empty(text.MAX_TOKENS, np.float32), np.empty(text.MAX_TOKENS, np.float32)
+    mixed, maybe = np.empty(text.MAX_TOKENS, np.uint32), np.empty(text.MAX_TOKENS + 1, np.int32)
     used = np.empty(text.MAX_TOKENS, np.uint8)
     room = np.full(ROOM, -1, np.int32)
     for r in range(src_row.size):
@@ -380,10 +427,10 @@ def features(
             n_s = _clip(s, n_s, -clip[r])
         text.scan(s, n_s, tables, model.plans[0])
         text.scan(t, n_t, tables, model.plans[1])
-        fold = folds[r] if folds[r] >= 0 else fold_of(row_hash(s), row_hash(t))
+        fold = folds[r] if folds[r] >= 0 else fold_of(row_hash(s), row_hash(t), model.values.shape[1])
         m_s, m_t = distinct(s, room), distinct(t, room)
         k_s, k_t = _look_up(model.src, s, m_s, fold, si), _look_up(model.tgt, t, m_t, fold, ti)
-        _translate(model, fold, table, si, k_s, ti, k_t, sum_s, sum_t)
+        _translate(model, fold, table, si, k_s, ti, k_t, sum_s, sum_t, mixed, maybe)
         x, a, b = out[r], s.counts, t.counts
         x[:] = 0
         _likelihood(model.src, fold, si, k_s, k_t, sum_s, m_s, x[0:6])
@@ -407,7 +454,7 @@ def features(
         x[TGT_LETTERS] = np.log(b[text.N_LETTERS] + 1.0)
 
 
-@kernel
+@kernel(leaf=True)
 def odds(score: float) -> float:
     """exp(-score), with the score clipped so that the result does not overflow."""
     return float(np.exp(-min(max(score, -30.0), 30.0)))

@@ -131,6 +131,7 @@ def plan(language: str, level: int) -> I32:
 
 
 MAX_TOKENS = 512
+_LONGEST = 7  # characters of a prefix
 WORD, PIECE, NUMBER = range(3)  # kinds of tokens
 CAPITAL, INITIAL, RUN = 1, 2, 4  # of a name: begins with a capital, is first in its row, may contain several words
 _SALT_WORD = np.uint64(0x1001)
@@ -152,6 +153,7 @@ class Cut(NamedTuple):
     kinds: U8
     words: U64  # hashes of words of LETTER
     stems: U64  # hashes of their first four characters
+    prefixes: U64  # states of the hash after each of a word's first characters
     sizes: U8  # number of characters of each word
     numbers: U64  # hashes of runs of digits
     sounds: U8  # consonants of all names
@@ -165,13 +167,13 @@ def make_cut(longest: int) -> Cut:
     """Buffers for rows of up to `longest` bytes."""
     return Cut(
         np.empty(longest + 1, np.uint32), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint8),
-        np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint8),
-        np.empty(MAX_TOKENS, np.uint64), np.empty(8 * MAX_TOKENS, np.uint8), np.zeros(MAX_TOKENS + 1, np.int32),
+        np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint64), np.empty(_LONGEST, np.uint64),
+        np.empty(MAX_TOKENS, np.uint8), np.empty(MAX_TOKENS, np.uint64), np.empty(8 * MAX_TOKENS, np.uint8), np.zeros(MAX_TOKENS + 1, np.int32),
         np.empty(MAX_TOKENS, np.uint8), np.zeros(13, np.int64),
     )  # fmt: skip
 
 
-@kernel
+@kernel(leaf=True)
 def decode(data: U8, start: int, end: int, out: U32) -> int:
     """Decodes the UTF-8 bytes `data[start:end]` to code points in `out`, and returns their number."""
     n = 0
@@ -205,21 +207,26 @@ def decode(data: U8, start: int, end: int, out: U32) -> int:
     return n
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
+def _step(state: np.uint64, point: np.uint32) -> np.uint64:
+    state = (state ^ np.uint64(point)) * np.uint64(0x9E3779B97F4A7C15)
+    return state ^ (state >> np.uint64(32))
+
+
+@kernel(forceinline=True, leaf=True)
 def _hash(points: U32, start: int, end: int, salt: np.uint64) -> np.uint64:
     state = salt
     for i in range(start, end):
-        state = (state ^ np.uint64(points[i])) * np.uint64(0x9E3779B97F4A7C15)
-        state ^= state >> np.uint64(32)
+        state = _step(state, points[i])
     return mix64(state)
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
 def _class(point: np.uint32, classes: U8) -> np.int64:
     return np.int64(classes[point]) if point < _POINTS else np.int64(IDEOGRAPH)
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
 def _mark(point: np.uint32, counts: I64) -> None:
     """Counts a punctuation mark of any script."""
     p = point
@@ -245,7 +252,7 @@ def _mark(point: np.uint32, counts: I64) -> None:
         counts[QUOTES] += 1
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
 def _add(token: np.uint64, kind: int, cut: Cut) -> None:
     k = cut.counts[N_TOKENS]
     if k < MAX_TOKENS:
@@ -254,7 +261,7 @@ def _add(token: np.uint64, kind: int, cut: Cut) -> None:
         cut.counts[N_TOKENS] = k + 1
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
 def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     """Reads the number at index i, without thousands separators, and returns the index after it."""
     points = cut.points
@@ -281,29 +288,35 @@ def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     return i
 
 
-@kernel
+@kernel(forceinline=True, leaf=True)
 def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
     """Stores the consonants of `points[start:end]` if there are at least two; adjacent repeats are merged."""
+    # There is one way out: with several, Numba counts references to the arrays of `cut`, which costs more than all the rest.
     k = cut.counts[N_NAMES]
     at = np.int64(cut.ends[k])
-    if k >= MAX_TOKENS or at + 3 * (end - start) > cut.sounds.size:
-        return
-    first = at
-    for i in range(start, end):
+    fits = k < MAX_TOKENS and at + 3 * (end - start) < cut.sounds.size
+    first, last = at, np.uint8(0)
+    for i in range(start, end if fits else start):
         p = cut.points[i]
         if p < _POINTS:
-            for s in range(3):
-                c = sounds[p, s]
-                if c != 0 and (at == first or cut.sounds[at - 1] != c):
-                    cut.sounds[at] = c
-                    at += 1
+            c = sounds[p, 0]
+            cut.sounds[at] = c
+            new = np.int64((c != 0) & (c != last))
+            at += new
+            last += (c - last) * np.uint8(new)
+            if sounds[p, 1] != 0:
+                for s in range(1, 3):
+                    c = sounds[p, s]
+                    if c != 0 and c != last:
+                        cut.sounds[at] = last = c
+                        at += 1
     if at - first >= 2:
         cut.ends[k + 1] = at
         cut.marks[k] = mark
         cut.counts[N_NAMES] = k + 1
 
 
-@kernel
+@kernel(leaf=True)
 def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
     """Fills the buffers of a side from its n code points in `cut.points`, which are folded in place."""
     points, counts = cut.points, cut.counts
@@ -328,13 +341,22 @@ def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
             continue
         start = w = i
         capital = points[i] < _POINTS and folded[points[i]] != points[i] and c == LETTER
+        whole, prefixes, grams = plan[c, 0] == 1, plan[c, 1], plan[c, 2]
+        spelt = whole or prefixes != 0 or c == LETTER
+        word, prefix = _SALT_WORD, _SALT_PREFIX
         while i < n:
             p = points[i]
             d = _class(p, classes)
             if d != c and d != SKIP:
                 break
             if d == c:
-                points[w] = folded[p] if p < _POINTS else p
+                p = folded[p] if p < _POINTS else p
+                points[w] = p
+                if spelt:
+                    word = _step(word, p)
+                    if w - start < _LONGEST:
+                        prefix = _step(prefix, p)
+                        cut.prefixes[w - start] = prefix
                 w += 1
             i += 1
         length = w - start
@@ -358,17 +380,18 @@ def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
         initial = False
         if c == LETTER and counts[N_WORDS] < MAX_TOKENS:
             k = counts[N_WORDS]
-            cut.words[k] = _hash(points, start, w, _SALT_WORD)
-            cut.stems[k] = _hash(points, start, min(start + 4, w), _SALT_PREFIX)
+            cut.words[k] = mix64(word)
+            cut.stems[k] = mix64(cut.prefixes[min(length, 4) - 1])
             cut.sizes[k] = min(length, 255)
             counts[N_WORDS] = k + 1
-        whole = plan[c, 0] == 1
         if whole:
-            _add(_hash(points, start, w, _SALT_WORD), WORD, cut)
-        for size in range(1, 8):
-            if (plan[c, 1] >> size) & 1 and length > size:
-                _add(_hash(points, start, start + size, _SALT_PREFIX), PIECE, cut)
-            if (plan[c, 2] >> size) & 1:
+            _add(mix64(word), WORD, cut)
+        size = 1
+        while (prefixes | grams) >> size:
+            if (prefixes >> size) & 1 and length > size:
+                _add(mix64(cut.prefixes[size - 1]), PIECE, cut)
+            if (grams >> size) & 1:
                 kind = PIECE if whole or size == 1 else WORD
                 for at in range(start, w - size + 1):
                     _add(_hash(points, at, at + size, _SALT_GRAM + np.uint64(size)), kind, cut)
+            size += 1

@@ -77,11 +77,14 @@ def test_scripts_without_spaces() -> None:
     assert _auc(right, wrong) > 0.97
 
 
-def test_a_row_is_not_judged_by_what_it_taught() -> None:
+@pytest.mark.parametrize(("many", "folds"), [(8000, 5), (500, 3)])
+def test_a_row_is_not_judged_by_what_it_taught(many: int, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a corpus without any translations, the rows learned from must look no better than others."""
+    monkeypatch.setattr(lexical, "_MANY", many)
     src, _ = invented(1000, 6)
     _, tgt = invented(1000, 7)
     learned = quality.prepare(table(src, tgt), SETTINGS, 1)
+    assert lexical.unpack(learned).values.shape[1] == folds
     scorer = quality.open_scorer(SETTINGS, {"en-de": learned})
     seen = scorer.score(table(src, tgt))
     unseen = scorer.score(table(src, tgt[1:] + tgt[:1]))
@@ -163,7 +166,7 @@ def test_equal_and_empty_rows_do_not_break_learning() -> None:
 def test_a_state_is_the_model_again() -> None:
     model = lexical.unpack(state())
     assert lexical.pack(model) == state()
-    assert model.values.shape == (model.targets.size, evidence.FOLDS, 2)
+    assert model.values.shape == (model.targets.size, 5, 2)
 
 
 def test_a_state_of_another_version_is_refused() -> None:
@@ -268,36 +271,118 @@ def test_very_long_rows_are_bounded() -> None:
 # ------------------------------------------------------------------------------------------------------ pieces: learning
 
 
+def numbers_of_tokens(rows: list[np.ndarray]) -> model1.Rows:
+    at = np.concatenate([[0], np.cumsum([row.size for row in rows])]).astype(np.int64)
+    return model1.Rows(at, np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32))
+
+
+def trained(
+    src: list[np.ndarray], tgt: list[np.ndarray], n: int, folds: np.ndarray, fold: int, rounds: int
+) -> tuple[dict[tuple[int, int], tuple[float, float]], model1.Links]:
+    """Probabilities of entries, by model1.train."""
+    left, right = numbers_of_tokens(src), numbers_of_tokens(tgt)
+    links = model1.link(left, right, n, n)
+    share, prob = np.full(n, 1 / n, np.float32), np.empty((links.order.size, 2), np.float32)
+    model1.train(links, left, right, folds, fold, share, share, rounds, prob)
+    names = zip(links.sources[links.order].tolist(), links.targets[links.order].tolist(), strict=True)
+    found = dict(zip(names, map(tuple, prob.tolist()), strict=True))
+    assert list(found) == sorted(found)
+    return found, links
+
+
+def trained_plainly(
+    src: list[np.ndarray], tgt: list[np.ndarray], n: int, folds: np.ndarray, fold: int, rounds: int
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """The same, link by link in double precision."""
+    rows = [(a.tolist(), b.tolist()) for a, b, f in zip(src, tgt, folds, strict=True) if f != fold]
+    prob: dict[tuple[int, int], tuple[float, float]] = {}
+    for step in range(rounds + 1):
+        count: dict[tuple[int, int], float] = {}
+        for a, b in rows:
+            null = [model1.NULL / n / (1 - model1.NULL) * len(side) for side in (a, b)]
+            of_t = {f: null[0] + sum(prob[e, f][0] for e in a) for f in b} if step else {}
+            of_s = {e: null[1] + sum(prob[e, f][1] for f in b) for e in a} if step else {}
+            for e in a:
+                for f in b:
+                    p = prob[e, f][0] / of_t[f] * prob[e, f][1] / of_s[e] if step else (len(a) * len(b)) ** -0.5
+                    count[e, f] = count.get((e, f), 0) + p
+        left, right = ({k: sum(c for pair, c in count.items() if pair[side] == k) for k in range(n)} for side in (0, 1))
+        prob = {(e, f): (c / left[e], c / right[f]) for (e, f), c in count.items()}
+    return prob
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 3))
+def test_model_1_is_trained_as_its_formula_says(seed: int, n: int, rounds: int) -> None:
+    rng = np.random.default_rng(seed)
+    sides = [[rng.permutation(n)[: rng.integers(0, min(n, 5) + 1)] for _ in range(15)] for _ in range(2)]
+    folds = rng.integers(0, 3, 15)
+    found, _ = trained(*sides, n, folds, 1, rounds)
+    wanted = trained_plainly(*sides, n, folds, 1, rounds)
+    met = {(int(e), int(f)) for a, b in zip(*sides, strict=True) for e in a for f in b}
+    assert set(found) == met
+    for pair in met:
+        assert found[pair] == pytest.approx(wanted.get(pair, (0, 0)), abs=1e-4)
+
+
 def test_model_1_finds_the_dictionary() -> None:
     rng = np.random.default_rng(5)
-    rows = [np.unique(rng.integers(0, 20, 5)).astype(np.int32) for _ in range(400)]
-    at = np.concatenate([[0], np.cumsum([r.size for r in rows])]).astype(np.int64)
-    src = model1.Rows(at, np.concatenate(rows))
-    tgt = model1.Rows(at, (19 - np.concatenate(rows)).astype(np.int32))  # word k translates word 19 - k
-    links = model1.link(src, tgt, 20, 20, 1)
-    share = np.full(20, 0.05, np.float32)
-    prob = model1.train(links, src, tgt, np.zeros(400, np.int64), 1, share, share, 4)
-    owner = np.repeat(np.arange(20), np.diff(links.starts))
-    right = links.targets == 19 - owner
-    assert prob[right].min() > 0.9
-    assert prob[~right].max() < 0.1
+    rows = [np.unique(rng.integers(0, 20, 5)) for _ in range(400)]
+    twins = [19 - row for row in rows]  # word k translates word 19 - k
+    found, _ = trained(rows, twins, 20, np.zeros(400, np.int64), 1, 4)
+    assert min(min(p) for (e, f), p in found.items() if f == 19 - e) > 0.9
+    assert max(max(p) for (e, f), p in found.items() if f != 19 - e) < 0.1
     for e in range(20):
-        assert prob[owner == e, 0].sum() == pytest.approx(1, abs=1e-4)
+        assert sum(p[0] for (source, _), p in found.items() if source == e) == pytest.approx(1, abs=1e-4)
 
 
 def test_rows_of_the_fold_teach_nothing() -> None:
-    src = model1.Rows(np.array([0, 1, 2], np.int64), np.array([0, 1], np.int32))
-    links = model1.link(src, src, 2, 2, 1)
-    share = np.full(2, 0.5, np.float32)
-    prob = model1.train(links, src, src, np.array([0, 1], np.int64), 1, share, share, 2)
-    assert prob.tolist() == [[1, 1], [0, 0]]
+    rows = [np.array([0]), np.array([1])]
+    found, _ = trained(rows, rows, 2, np.array([0, 1]), 1, 2)
+    assert found == {(0, 0): (1, 1), (1, 1): (0, 0)}
 
 
-def test_pairs_that_meet_too_seldom_have_no_entry() -> None:
-    src = model1.Rows(np.array([0, 1, 2, 3], np.int64), np.array([0, 0, 1], np.int32))
-    links = model1.link(src, src, 2, 2, 2)
-    assert links.targets.tolist() == [0]
-    assert np.diff(links.at).tolist() == [1, 1, 0]
+def test_what_occurs_in_one_row_lies_apart() -> None:
+    src = [np.array(row) for row in ([0, 1], [0], [2])]
+    tgt = [np.array(row) for row in ([0, 1], [0, 2], [2])]
+    _, links = trained(src, tgt, 3, np.zeros(3, np.int64), 1, 1)
+    entries = list(zip(links.sources.tolist(), links.targets.tolist(), strict=True))
+    assert entries == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 2)]
+    assert links.entry.tolist() == [0, 1, 2, 3, 0, 4, 5]
+
+
+@pytest.mark.parametrize("bits", [64, 50])
+def test_the_truncated_copies_are_cut_anywhere(bits: int) -> None:
+    """Also where the sample has the lowest of very many keys."""
+    keys = np.sort(np.random.default_rng(1).integers(0, 1 << bits, 4000, np.uint64))
+    clip = lexical._clips(keys)
+    share = np.where(clip > 1, clip - 1, clip)
+    assert 0.15 <= share.min() < 0.17
+    assert 0.48 < share.max() <= 0.5
+    assert abs(np.corrcoef(share, np.arange(share.size))[0, 1]) < 0.06
+    assert 0.4 < (clip > 1).mean() < 0.6
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 300)), max_size=400, unique=True))
+def test_every_entry_is_found_and_no_other(entries: list[tuple[int, int]]) -> None:
+    entries.sort()
+    sources = np.array([e for e, _ in entries], np.int64)
+    starts = np.searchsorted(sources, np.arange(11)).astype(np.int64)
+    targets = np.array([f for _, f in entries], np.int32)
+    found = evidence.make_table(starts, targets)
+    values = np.arange(2 * len(entries), dtype=np.uint8).reshape(-1, 1, 2) % np.uint8(200)
+    model = lexical.unpack(state())._replace(starts=starts, targets=targets, values=values, table=found)
+    table, rows, columns = evidence.probabilities(), np.arange(10, dtype=np.int32), np.arange(301, dtype=np.int32)
+    sums = np.empty(10, np.float32), np.empty(301, np.float32)
+    evidence._translate(
+        model, 0, table, rows, 10, columns, 301, *sums, np.empty(301, np.uint32), np.empty(302, np.int32)
+    )
+    wanted = np.zeros((2, 10, 301), np.float64)
+    for (e, f), value in zip(entries, values, strict=True):
+        wanted[:, e, f] = table[value[0]]
+    assert sums[0] == pytest.approx(wanted[1].sum(1), rel=1e-4)
+    assert sums[1] == pytest.approx(wanted[0].sum(0), rel=1e-4)
 
 
 @settings(deadline=None, max_examples=20)
@@ -326,5 +411,10 @@ def test_a_constant_feature_weighs_nothing() -> None:
 
 def test_probabilities_are_stored_within_3_percent() -> None:
     p = np.array([1.0, 0.5, 0.01, 0.001, 0.0], np.float32)
-    back = evidence.probabilities()[evidence.quantise(p)]
-    assert back == pytest.approx(p, rel=0.032)
+    stored = np.empty((5, 2), np.uint8)
+    evidence.quantise(np.stack([p, p[::-1]], 1), 5e-4, stored)
+    back = evidence.probabilities()[stored]
+    assert back[:, 0] == pytest.approx(p, rel=0.032)
+    assert back[:, 1] == pytest.approx(p[::-1], rel=0.032)
+    evidence.quantise(np.stack([p, p], 1), 0.1, stored)
+    assert (stored == 255).tolist() == [[False] * 2] * 2 + [[True] * 2] * 3
