@@ -2,7 +2,7 @@
 
 Two sides are a translation if each makes the other likely (IBM model 1, `model1.py`), and if their lengths, numbers,
 names and punctuation agree (`features.py`). A row is never judged by a model that learned from it: rows are divided
-into five folds by a hash of their normalised text, and the model of a fold is trained on the other four. The weights of
+into folds by a hash of their normalised text, and the model of a fold is trained on the others. The weights of
 the features are learned per pair, by logistic regression of its rows against corrupted copies of them: with the target
 of another row, or with one side truncated.
 """
