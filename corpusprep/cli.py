@@ -85,6 +85,9 @@ def run_command(
     quiet: bool,
 ) -> None:
     """Run RECIPE (TOML) from its sources to the mix; an interrupted run continues where it stopped."""
+    from corpusprep.arrow import leave_pandas_out
+
+    leave_pandas_out()
     from corpusprep.engines.open import open_engine
     from corpusprep.pipeline import dry_run as preview
     from corpusprep.pipeline import run
@@ -162,6 +165,9 @@ def _stage_command(name: str, text: str) -> click.Command:
     )
     @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides whatever is drawn.")
     def command(in_file: str, out_file: str, columns: tuple[str, ...], **options: Any) -> None:
+        from corpusprep.arrow import leave_pandas_out
+
+        leave_pandas_out()
         from corpusprep.commands.stage import run_stage
         from corpusprep.errors import SettingsError
 

@@ -1,4 +1,4 @@
-"""The decorator for compiled kernels, and the cache of their code.
+"""The decorator for compiled kernels, the cache of their code, and that of the tables that they read.
 
 Numba caches compiled code in `__pycache__`, or in the user's cache if it cannot write there. This module changes two
 things. First, the folder is named by a digest of the sources of all kernels: Numba checks only a kernel's own file, and
@@ -16,12 +16,17 @@ import hashlib
 import os
 import shutil
 import time
+import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numba
+import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+T = TypeVar("T")
 
 _PREFIX = "kernels-"
 
@@ -65,6 +70,39 @@ class _KernelCache(FunctionCache):
             super()._save_overload(signature, data)
 
 
+def kept(kind: Callable[..., T], /) -> Callable[[Callable[[], T]], Callable[[], T]]:
+    """Makes tables once for an installation: later processes load them from beside the code of the kernels.
+
+    Args:
+        kind: the NamedTuple of NumPy arrays that the function returns. They must follow from the sources of this package and
+            Python's version of Unicode alone.
+    """
+
+    def decorate(function: Callable[[], T]) -> Callable[[], T]:
+        @functools.cache
+        def found() -> T:
+            try:
+                folder = Path(_KernelCache(function).cache_path)
+            except RuntimeError:  # there is no folder for the cache
+                return function()
+            path = folder / f"{function.__module__}.{function.__name__}-{unicodedata.unidata_version}.npz"
+            damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+            with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as arrays:
+                return kind(*(arrays[f"arr_{k}"] for k in range(len(arrays.files))))
+            made: Any = function()
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+                with scratch.open("wb") as file:
+                    np.savez(file, *made)
+                os.replace(scratch, path)
+            return kind(*made)
+
+        return functools.wraps(function)(found)
+
+    return decorate
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock that ends with the process. Continues without it if there are no locks or the wait is too long."""
@@ -91,7 +129,7 @@ def sources_digest() -> str:
     for folder, pattern in folders:
         for path in sorted(folder.glob(pattern)):
             content = path.read_bytes()
-            if folder != package or b"kernels import kernel" in content:
+            if folder != package or b"corpusprep.kernels import " in content:
                 state.update(str(path.relative_to(package)).encode() + b"\0" + content + b"\0")
     return state.hexdigest()[:16]
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from corpusprep.arrow import let_pandas_in
 from corpusprep.errors import SettingsError
 
 PROVENANCE = ("source", "shard", "row")
@@ -19,9 +20,10 @@ PAIR_COLUMNS = ("src", "tgt", "src_lang", "tgt_lang")
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen; unknown keys are an error."""
+    """Base of all settings: frozen; unknown keys are an error. The text below a field says what it means: `corpusprep settings`
+    shows it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def without(self, *names: str) -> Self:
         """These settings with some fields at their defaults, so that a key depends only on the others."""
@@ -117,6 +119,7 @@ def load_function(reference: str, setting: str) -> Callable[..., Any]:
             f"{setting} = {reference!r}: cannot be imported ({type(error).__name__}: {error}). Write it as "
             "module:function, and put the module on PYTHONPATH."
         ) from error
+    let_pandas_in()
     if not callable(found):
         raise SettingsError(f"{setting} = {reference!r}: is not a function. Name one as module:function.")
     return found  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from langcodes.data_dicts import LIKELY_SUBTAGS
 
 from corpusprep import codes
+from corpusprep.kernels import kept
 
 # ISO 15924 code of each script, and the first words of the Unicode names of its characters.
 _NAME_PREFIXES: dict[str, tuple[str, ...]] = {
@@ -245,9 +246,9 @@ def _number_of_prefix() -> dict[str, int]:
     return {prefix: i + 1 for i, prefixes in enumerate(_NAME_PREFIXES.values()) for prefix in prefixes}
 
 
-@functools.cache
+@kept(CharacterTable)
 def character_table() -> CharacterTable:
-    """The character table for Python's Unicode version, built on first use (about 50 ms)."""
+    """The character table for Python's version of Unicode."""
     kind = np.zeros(SIZE, np.uint8)
     script = np.zeros(SIZE, np.uint8)
     digit = np.full(SIZE, 255, np.uint8)

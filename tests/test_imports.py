@@ -11,7 +11,8 @@ PACKAGE = Path(corpusprep.__file__).parent
 LAYERS = [
     "errors",
     "kernels keys",
-    "codes arrow stage",
+    "codes arrow",
+    "stage",
     "store engines report",
     "sources",
     "stages",

@@ -99,3 +99,83 @@ def test_old_code_is_removed(package: Path) -> None:
     (new,) = package.rglob("kernels-*")
     assert new.name != old.name
     assert list(new.glob("*.nbc"))
+
+
+TABLES = '''
+from typing import Any, NamedTuple
+import numpy as np
+from corpusprep.kernels import kept
+class Two(NamedTuple):
+    small: Any
+    large: Any
+@kept(Two)
+def two():
+    """Two tables."""
+    print("made")
+    return Two(np.arange(3, dtype=np.uint8), np.arange(5.0))
+'''
+
+
+def test_tables_are_made_once_for_all_processes(package: Path) -> None:
+    (package / "tables.py").write_text(TABLES)
+    code = "from corpusprep.tables import two; found = two(); print(found, two() is found, two.__doc__)"
+    shown = "Two(small=array([0, 1, 2], dtype=uint8), large=array([0., 1., 2., 3., 4.])) True Two tables."
+    assert call(package, code) == f"made\n{shown}"
+    assert call(package, code) == shown
+    (package / "tables.py").write_text(TABLES.replace("5.0", "2.0"))
+    assert call(package, code).startswith("made\nTwo(small=array([0, 1, 2], dtype=uint8), large=array([0., 1.]))")
+
+
+def test_damaged_tables_are_made_again(package: Path) -> None:
+    (package / "tables.py").write_text(TABLES)
+    code = "from corpusprep.tables import two; print(two().small.sum())"
+    call(package, code)
+    [file] = package.rglob("*.npz")
+    whole = file.read_bytes()
+    for content in (b"", b"PK\x03\x04", whole[:100], whole.replace(b"arr_1", b"arr_9")):
+        file.write_bytes(content)
+        assert call(package, code) == "made\n3"
+        assert call(package, code) == "3"
+
+
+def test_pandas_is_left_out_until_somebody_asks_for_it() -> None:
+    pytest.importorskip("pandas")
+    code = """
+        import sys
+        from corpusprep.arrow import leave_pandas_out, let_pandas_in
+        leave_pandas_out()
+        import pyarrow as pa
+        table = pa.table({"a": [1, 2]})
+        assert "pandas" not in sys.modules
+        let_pandas_in()
+        assert "pandas" not in sys.modules
+        assert table.to_pandas()["a"].tolist() == [1, 2]
+        import pandas
+        let_pandas_in()
+        leave_pandas_out()
+        assert pa.array(pandas.Series(["a", None])).null_count == 1
+        assert pa.lib._pandas_api.have_pandas
+        print("done")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "done"
+
+
+def test_programs_do_not_import_what_they_do_not_use(tmp_path: Path) -> None:
+    (tmp_path / "a.en-de.tsv").write_text("The house is old.\tDas Haus ist alt.\n", encoding="utf-8")
+    code = """
+        import sys
+        from corpusprep.cli import main
+        try:
+            main(sys.argv[1:])
+        except SystemExit as end:
+            print(end.code, sorted({"pandas", "datasets", "torch", "ray", "fsspec"} & set(sys.modules)))
+    """
+    for arguments in (
+        ["run", "--source", "tsv=a.en-de.tsv", "--out", "out", "--quiet"],
+        ["clean", "a.en-de.tsv", "b.tsv"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )  # fmt: skip
+        assert done.stdout.strip().splitlines()[-1] == "0 []", done.stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 from collections.abc import Container
 from typing import Any, get_args, get_origin
@@ -10,6 +13,7 @@ from pydantic import BaseModel
 
 from corpusprep.errors import SettingsError
 from corpusprep.recipe import Recipe
+from corpusprep.stage import Settings
 
 
 def describe_settings(table: str | None) -> str:
@@ -42,17 +46,33 @@ def _is_list(table: str) -> bool:
 
 
 def _describe(title: str, model: type[BaseModel], only: Container[str] | None = None, depth: int = 0) -> str:
-    pad = "  " * depth
+    pad, meanings = "  " * depth, _meanings(model)
     lines = [f"{pad}{title}"]
     for name, field in model.model_fields.items():
         if only is not None and name not in only:
             continue
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         lines.append(f"{pad}  {name} = {default}")
-        lines.append(f"{pad}      {' '.join((field.description or '').split())}")
+        lines.append(f"{pad}      {' '.join(meanings.get(name, '').split())}")
         nested = [m for m in _nested(field.annotation) if m is not model]
         lines += [_describe(f"{name}.…:", m, depth=depth + 2) for m in nested]
     return "\n".join(lines)
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """The text below each field of a model, in its source and that of its bases."""
+    found: dict[str, str] = {}
+    for each in reversed(model.__mro__):
+        if issubclass(each, Settings):
+            [body] = [node.body for node in ast.parse(inspect.getsource(each)).body if isinstance(node, ast.ClassDef)]
+            for field, text in itertools.pairwise(body):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(field.target, ast.Name)
+                    and isinstance(text, ast.Expr)
+                ):
+                    found[field.target.id] = str(ast.literal_eval(text.value))
+    return found
 
 
 def _shown(value: Any) -> str:

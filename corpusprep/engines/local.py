@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from corpusprep.arrow import leave_pandas_out
 from corpusprep.engines import Call, Engine, arranged
 from corpusprep.errors import CorpusprepError, RunError
 
@@ -205,6 +206,7 @@ def _work(connection: Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    leave_pandas_out()
     function: Callable[..., Any] | None = None
     setup: Callable[[], Any] | None = None
     context: tuple[Any, ...] | None = None

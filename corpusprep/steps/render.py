@@ -21,7 +21,7 @@ from corpusprep.parts import Column, Part, Unit
 from corpusprep.stages import instruct
 from corpusprep.steps.taken import validation_hashes
 from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
-from corpusprep.store import ready, write_tables, writing
+from corpusprep.store import parquet_writer, ready, write_tables, writing
 
 if TYPE_CHECKING:
     from corpusprep.recipe import Recipe
@@ -255,7 +255,7 @@ def _write_examples(rendered: Sequence[pa.Table], path: str) -> list[tuple[int, 
     examples = examples.take(order).drop_columns(["_file"])
     values, starts = np.unique(files[order], return_index=True)
     ends = np.append(starts[1:], examples.num_rows)
-    with writing(path) as scratch, pq.ParquetWriter(scratch, examples.schema, compression="zstd") as writer:
+    with writing(path) as scratch, parquet_writer(scratch, examples) as writer:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             writer.write_table(examples.slice(start, end - start), row_group_size=end - start)
     return [(int(value), group) for group, value in enumerate(values)]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpusprep.arrow import string_buffers
-from corpusprep.kernels import kernel
+from corpusprep.kernels import kept, kernel
 from corpusprep.stages import languages
 
 U8 = npt.NDArray[np.uint8]
@@ -64,7 +64,7 @@ class _Tables(NamedTuple):
     following: npt.NDArray[np.uint16]
 
 
-@functools.cache
+@kept(_Tables)
 def _tables() -> _Tables:
     role = np.full(_SIZE, _PLAIN, np.uint8)
     compose = np.zeros(_SIZE, np.uint8)

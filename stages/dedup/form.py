@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
-from corpusprep.kernels import kernel
+from corpusprep.kernels import kept, kernel
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -29,8 +28,12 @@ _MARKS = {
 }
 
 
-@functools.cache
-def _classes() -> Bytes:
+class _Classes(NamedTuple):
+    of: Bytes
+
+
+@kept(_Classes)
+def _classes() -> _Classes:
     """Class of every code point of the Basic Multilingual Plane."""
     table = np.zeros(1 << 16, np.uint8)
     for code in range(1 << 16):
@@ -45,7 +48,7 @@ def _classes() -> Bytes:
             table[code] = _OTHER_LETTER
     for char, mark in _MARKS.items():
         table[ord(char)] = mark
-    return table
+    return _Classes(table)
 
 
 def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[np.uint8]:
@@ -53,7 +56,7 @@ def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[n
     src_offsets, src_data = string_buffers(src)
     tgt_offsets, tgt_data = string_buffers(tgt)
     out = np.empty(src_offsets.size - 1, np.uint8)
-    _flaws(src_offsets, src_data, tgt_offsets, tgt_data, _classes(), out)
+    _flaws(src_offsets, src_data, tgt_offsets, tgt_data, _classes().of, out)
     return out
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64, mix64
-from corpusprep.kernels import kernel
+from corpusprep.kernels import kept, kernel
 
 UNICODE = unicodedata.unidata_version
 
@@ -74,6 +74,7 @@ class Tables(NamedTuple):
     whole: I32
 
 
+@functools.lru_cache(1 << 16)
 def fold_character(character: str) -> str:
     """The folded form of one character, empty if it is dropped."""
     text = character
@@ -95,9 +96,9 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(map(fold_character, text))) or text
 
 
-@functools.cache
+@kept(Tables)
 def tables() -> Tables:
-    """The tables, built once per process."""
+    """The tables."""
     fold = np.arange(sys.maxunicode + 1, dtype=np.int32)
     ccc = np.zeros(fold.size, np.uint8)
     sequences: list[int] = [0]
@@ -305,6 +306,7 @@ def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
     return mix64(state ^ mix64(other))
 
 
+@functools.lru_cache(1 << 16)
 def feature_hash(marker: int, feature: str) -> int:
     """The hash of one feature (a character n-gram of the side that `marker` names), in plain Python."""
     value = marker

@@ -1,6 +1,6 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,pass1,comet,rounds,train,scale,gpu]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,start,learn,whole,pass1,comet,rounds,train,scale,gpu]
                                      [--data FOLDER] [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
@@ -10,8 +10,12 @@ part measured takes the place of its section of `RESULTS.md` beside this file; t
     langid        both sides of pairs, per core, against fasttext-predict with the same model
     fingerprints  SimHash of character 4-grams, per core, against the simhash package
     search        exact near-duplicate search against one numpy.sort of the same fingerprints
+    start         seconds of CPU that commands take for four rows; the quickstart
+    learn         the lexical scorer's learning from 100,000 rows, seconds of CPU
+    whole         a whole run on real text by one process, against what fasttext-predict alone takes for its lines;
+                  `corpusprep langid` from Parquet to Parquet
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
-                  the same rules and the same number of processes
+                  the same number of processes, and its cheap rules or those for scripts and repetitions too
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
     comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights, on the
                   CPU. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
@@ -37,6 +41,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import whole_runs
 from _measure import Cost, alternate, command, environment, machine, median_ratio
 
 from corpusprep.commands.thresholds import read_scores
@@ -202,6 +207,39 @@ def bench_search(out: Path, data: Path | None) -> list[Row]:
     return rows
 
 
+def bench_start(out: Path, data: Path | None) -> list[Row]:
+    rows = [
+        row(f"{name} of four rows", f"{cost.cpu:.2f} s of CPU, {cost.wall:.2f} s", "", "", None)
+        for name, cost in whole_runs.start(out / "start").items()
+    ]
+    build, run = whole_runs.quickstart(out / "quickstart")
+    what = f"{build.wall + run.wall:.1f} s, {run.peak / 2**30:.2f} GiB"
+    return [*rows, row("quickstart, all installed", what, "", "", None, f"of which the data {build.wall:.1f} s")]
+
+
+def bench_learn(out: Path, data: Path | None) -> list[Row]:
+    count, seconds = whole_runs.learning(out / "learn", generate)
+    return [row(f"learning from {count:,} rows, generated en-de", f"{seconds:.1f} s of CPU", "", "", None)]
+
+
+def bench_whole(out: Path, data: Path | None) -> list[Row]:
+    real = {pair: [line.decode() for line in real_lines(data, file)] for pair, file in REAL.values()}
+    if not all(real.values()):
+        print("whole: needs --data with real text", file=sys.stderr)
+        return []
+    folder = out / "whole"
+    files = whole_runs.set_up(folder, real)
+    lines, alone = whole_runs.predicted(folder, model_files(LangidSettings())[0])
+    cost = whole_runs.whole(folder, files)
+    judged, seconds = whole_runs.stage_on_parquet(folder, files, "langid")
+    return [
+        row(f"whole run of {lines // 2:,} rows, 2 pairs, 1 process", f"{cost.cpu:.1f} s of CPU, {cost.peak / 2**30:.2f} GiB",
+            "fasttext-predict, the first label of its lines", f"{alone:.1f} s of CPU", alone / cost.cpu),
+        row("corpusprep langid, Parquet to Parquet", f"{judged / seconds:,.0f} lines/s of CPU",
+            "fasttext-predict, the first label", f"{lines / alone:,.0f} lines/s", judged / seconds * alone / lines),
+    ]  # fmt: skip
+
+
 def pass1_input(out: Path, data: Path | None, name: str, pair: str, file: str, rows: int) -> Path:
     """A folder with `many.PAIR.tsv` of the rows asked for, `ten.PAIR.tsv` of ten, and each side of both."""
     folder = out / f"pass1-{name}"
@@ -233,18 +271,22 @@ def bench_pass1(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
         first, second = pair.split("-")
         distinct = len(set(read_lines(folder / f"many.{pair}.tsv")))
         repeated = f"{distinct:,} rows over and over; " if distinct < 400_000 else ""
-        filters = [
+        cheap = [
             {"LengthFilter": {"unit": "char", "min_length": 1, "max_length": 1000}},
             {"LengthRatioFilter": {"unit": "char", "threshold": 3}},
             {"LongWordFilter": {"threshold": 40}},
             {"HtmlTagFilter": {}},
             {"AlphabetRatioFilter": {"threshold": 0.5}},
-            {"CharacterScoreFilter": {"scripts": ["Latin", "Latin"], "thresholds": [0.9, 0.9]}},
             {"NonZeroNumeralsFilter": {"threshold": 0.5}},
-            {"RepetitionFilter": {"threshold": 4}},
+            {"SimilarityFilter": {"threshold": 0.75}},
             {"FastTextFilter": {"languages": [first, second], "thresholds": [0.2, 0.2],
                                 "model_path": str(model_files(LangidSettings())[0])}},
         ]  # fmt: skip
+        more = [
+            {"CharacterScoreFilter": {"scripts": ["Latin", "Latin"], "thresholds": [0.9, 0.9]}},
+            {"RepetitionFilter": {"threshold": 4}},
+        ]
+        rules = {"cheap rules": cheap, "all rules": [*cheap, *more]}
         costs: dict[tuple[str, str], list[Cost]] = {}
         for _ in range(rounds):
             for size in ("ten", "many"):
@@ -254,28 +296,30 @@ def bench_pass1(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
                 ours = command(
                     [PROGRAM, "run", recipe, "--out", folder / "run", "--workers", "2", "--until", "langid"], folder
                 )
-                step = {"inputs": [f"{size}.{first}", f"{size}.{second}"],
-                        "outputs": [f"out.{first}", f"out.{second}"], "filters": filters}  # fmt: skip
-                config = {"common": {"output_directory": str(folder), "default_n_jobs": 2},
-                          "steps": [{"type": "filter", "parameters": step}]}  # fmt: skip
-                (folder / f"{size}.yaml").write_text(json.dumps(config))  # JSON is YAML
-                theirs = command([programs / "opusfilter", "--overwrite", folder / f"{size}.yaml"], folder)
                 costs.setdefault(("ours", size), []).append(ours)
-                costs.setdefault(("theirs", size), []).append(theirs)
+                for name_of, filters in rules.items():
+                    step = {"inputs": [f"{size}.{first}", f"{size}.{second}"],
+                            "outputs": [f"out.{first}", f"out.{second}"], "filters": filters}  # fmt: skip
+                    config = {"common": {"output_directory": str(folder), "default_n_jobs": 2},
+                              "steps": [{"type": "filter", "parameters": step}]}  # fmt: skip
+                    (folder / f"{size}.yaml").write_text(json.dumps(config))  # JSON is YAML
+                    theirs = command([programs / "opusfilter", "--overwrite", folder / f"{size}.yaml"], folder)
+                    costs.setdefault((name_of, size), []).append(theirs)
         count = 500_000 - 10
-        ours, theirs = (
-            fastest(costs[who, "many"]).wall - fastest(costs[who, "ten"]).wall for who in ("ours", "theirs")
-        )
-        rows.append(
-            row(f"pass 1, {name} {pair}, marginal", rate(count, ours), "OpusFilter 3.3.1", rate(count, theirs), theirs / ours,
-                f"2 processes each; {repeated}ours fingerprints too")
-        )  # fmt: skip
-        whole = {who: fastest(costs[who, "many"]) for who in ("ours", "theirs")}
-        ratio = whole["theirs"].wall / whole["ours"].wall
-        rows.append(
-            row(f"pass 1, {name} {pair}, whole run of 500,000", taken(whole["ours"]), "OpusFilter 3.3.1",
-                taken(whole["theirs"]), ratio, "with the start of the program")
-        )  # fmt: skip
+
+        def marginal(who: str, costs: Any = costs) -> float:
+            return float(fastest(costs[who, "many"]).wall - fastest(costs[who, "ten"]).wall)
+
+        for name_of, filters in rules.items():
+            note = f"2 processes each; {len(filters)} filters; {repeated}ours fingerprints too"
+            ours, theirs = marginal("ours"), marginal(name_of)
+            what = f"pass 1, {name} {pair}, {name_of}, marginal"
+            rows.append(row(what, rate(count, ours), "OpusFilter 3.3.1", rate(count, theirs), theirs / ours, note))
+            whole = fastest(costs["ours", "many"]), fastest(costs[name_of, "many"])
+            rows.append(
+                row(f"pass 1, {name} {pair}, {name_of}, whole run of 500,000", taken(whole[0]), "OpusFilter 3.3.1",
+                    taken(whole[1]), whole[1].wall / whole[0].wall, "with the start of the program")
+            )  # fmt: skip
     return rows
 
 
@@ -390,6 +434,9 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "fingerprints": bench_fingerprints,
     "search": bench_search,
     "text-dedup": bench_text_dedup,
+    "start": bench_start,
+    "learn": bench_learn,
+    "whole": bench_whole,
     "pass1": bench_pass1,
     "comet": bench_comet,
     "rounds": bench_rounds,

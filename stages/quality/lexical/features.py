@@ -313,16 +313,27 @@ def _length(src: int, tgt: int, length: F64, x: F32) -> None:
 
 
 @kernel(leaf=True)
+def _bits_of(hashes: U64, n: int) -> np.uint64:
+    """Which of 64 bits n hashes choose: most values that are not among them choose another."""
+    there = np.uint64(0)
+    for k in range(n):
+        there |= np.uint64(1) << (hashes[k] & np.uint64(63))
+    return there
+
+
+@kernel(leaf=True)
 def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     """Number of a's values that occur in b; each value of b is used once."""
     used[:n_b] = 0
     hits = 0
+    there = _bits_of(b, n_b)
     for i in range(n_a):
-        for j in range(n_b):
-            if used[j] == 0 and a[i] == b[j]:
-                used[j] = 1
-                hits += 1
-                break
+        if (there >> (a[i] & np.uint64(63))) & np.uint64(1):
+            for j in range(n_b):
+                if used[j] == 0 and a[i] == b[j]:
+                    used[j] = 1
+                    hits += 1
+                    break
     return hits
 
 
@@ -333,8 +344,9 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
     fewer = max(min(n_s, n_t), 1)
     equal = _matched(s.words, n_s, t.words, n_t, used)
     alike = 0
+    there = _bits_of(t.stems, n_t)
     for i in range(n_s):
-        if s.sizes[i] >= 4:
+        if s.sizes[i] >= 4 and (there >> (s.stems[i] & np.uint64(63))) & np.uint64(1):
             for j in range(n_t):
                 if s.stems[i] == t.stems[j] and t.sizes[j] >= 4:
                     alike += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import unicodedata
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from corpusprep.arrow import mix64
 from corpusprep.codes import language_of
-from corpusprep.kernels import kernel
+from corpusprep.kernels import kept, kernel
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -54,9 +53,9 @@ class Tables(NamedTuple):
     sounds: U8  # (points, 3): consonant classes, 0 if there are fewer
 
 
-@functools.cache
+@kept(Tables)
 def tables() -> Tables:
-    """The character tables, built once per process in about 0.1 s."""
+    """The character tables."""
     classes = np.zeros(_POINTS, np.uint8)
     folded = np.arange(_POINTS, dtype=np.uint32)
     for point in range(_POINTS):
