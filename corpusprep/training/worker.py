@@ -222,6 +222,8 @@ def train(job: Job) -> None:
     before = {name: known[name].detach().cpu().clone() for name in selection.trained} if first else {}
     own = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     freeze(model, selection)
+    if job.precision == "fp32":
+        model.float()  # without autocast, frozen layers in bf16 and trained ones do not fit together
     arguments = configure(job)  # from here on, the processes are connected
     if job.launches > 1:
         _check_same(job, at_start)
@@ -256,12 +258,18 @@ def train(job: Job) -> None:
     if not trainer.is_world_process_zero():
         return
     state = {name: state[name] for name in types}
-    changes = compare(state, before, {name: d for name, d in at_start.items() if name not in before}, selection)
+    # Frozen tensors are compared in the type of their file, in which they are saved.
+    as_saved = {name: tensor if name in before else tensor.to(types[name]) for name, tensor in state.items()}
+    changes = compare(as_saved, before, {name: d for name, d in at_start.items() if name not in before}, selection)
     work = Path(job.work)
     saved = work / "model"
     rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
     plain = trainer.accelerator.unwrap_model(trainer.model)
     plain.config, plain.generation_config = own  # the trainer changes padding and cache in them
+    if job.precision == "fp32":
+        for name, parameter in plain.named_parameters():
+            if types[name] != parameter.dtype:  # the saved config names the type of the first one
+                parameter.data = parameter.data.to(types[name])
     plain.save_pretrained(saved, state_dict=dict(rounded_state))
     AutoTokenizer.from_pretrained(job.model).save_pretrained(
         saved
@@ -475,6 +483,8 @@ def main(path: str) -> None:
     error = error_file(job)
     try:
         train(job)
+        if torch.distributed.is_initialized():  # else its threads can abort a process that ends
+            torch.distributed.destroy_process_group()
     except CorpusprepError as problem:
         _leave(error, str(problem))
         sys.exit(2)

@@ -1,6 +1,6 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,start,learn,whole,pass1,comet,rounds,train,scale,gpu]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,start,learn,whole,pass1,comet,rounds,train,scale]
                                      [--data FOLDER] [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
@@ -22,7 +22,8 @@ part measured takes the place of its section of `RESULTS.md` beside this file; t
     rounds        rows that `quality.until = "budget"` scores, against scoring all
     train         steps of layer-selective tuning against full fine-tuning (`layer_steps.py`), on the CPU
     scale         whole runs of 1, 4 and 16 million rows
-    gpu           comet and train on a GPU, with models of XLM-RoBERTa large's and Qwen3-1.7B's shape; only if asked for
+
+What a GPU is worth, `gpu.py` measures.
 """
 
 from __future__ import annotations
@@ -405,11 +406,6 @@ def bench_train(out: Path, data: Path | None) -> list[Row]:
     return told(out, environment("train", out) / "python", HERE / "layer_steps.py", "cpu")
 
 
-def bench_gpu(out: Path, data: Path | None) -> list[Row]:
-    scored = comet(out, 50_000, "cuda")
-    return scored + told(out, environment("train", out) / "python", HERE / "layer_steps.py", "cuda")
-
-
 def bench_scale(out: Path, data: Path | None) -> list[Row]:
     """Whole runs, one after the other, each on data of its own size and with one budget."""
     rows, before = [], None
@@ -442,7 +438,6 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "rounds": bench_rounds,
     "train": bench_train,
     "scale": bench_scale,
-    "gpu": bench_gpu,
 }
 
 
@@ -462,8 +457,7 @@ def section(about: str, rows: Sequence[Row]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = ",".join(part for part in PARTS if part != "gpu")
-    parser.add_argument("--parts", default=usual, help="what to measure (default: all but gpu)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all)")
     parser.add_argument("--data", type=Path, help="folder with real text")
     parser.add_argument("--rounds", type=int, default=2, help="of pass1 (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for what is needed")

@@ -366,6 +366,20 @@ def test_in_bf16_trained_weights_are_fp32_and_frozen_ones_bits(place: Path, tmp_
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
 
+def test_a_model_in_bf16_is_trained_in_fp32(place: Path, tmp_path: Path) -> None:
+    """As on a CPU by default. Frozen layers before and behind the trained ones are computed in fp32, and saved as they were."""
+    asked = settings(place, model=str(place / "half"), precision="fp32", max_steps=2)
+    result = train(asked, place / "mix", tmp_path / "run")
+    before = place / "half"
+    for folder, report, layers in zip(result.folders, result.reports, [(0, 1), (5, 6, 7)], strict=True):
+        assert report["checks"]["frozen_tensors_changed"] == report["checks"]["trained_tensors_unmoved"] == []
+        moved = changed(before, folder)
+        assert all(name.startswith(tuple(f"model.layers.{n}." for n in layers)) for name in moved)
+        assert len(moved) > 5 * len(layers)  # a norm may be the same after rounding
+        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+        before = folder
+
+
 def test_two_processes_with_shards_train_as_one(place: Path, trained: tuple[Path, TrainResult], tmp_path: Path) -> None:
     asked = settings(place, processes=2, parallelism="fsdp", max_steps=2)
     result = train(asked, place / "mix", tmp_path / "run", stage=1)
