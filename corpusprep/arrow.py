@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from importlib.abc import MetaPathFinder
 from typing import Any
@@ -50,7 +51,7 @@ def string_buffers(
 
 
 class _NoPandas(MetaPathFinder):
-    """Finds no pandas."""
+    """An import hook that hides pandas."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         if fullname == "pandas":
@@ -59,7 +60,8 @@ class _NoPandas(MetaPathFinder):
 
 def leave_pandas_out() -> None:
     """Keeps pyarrow from importing pandas, where it is installed, as soon as it meets a list: 0.1 s and 30 MB of each process. It is
-    imported all the same where something asks for it, such as `to_pandas`. For programs of this package, not for its library."""
+    imported all the same where something asks for it, such as `to_pandas`. For commands and worker processes; the process of a user
+    of the library is left alone."""
     if "pandas" not in sys.modules:
         finder = _NoPandas()
         sys.meta_path.insert(0, finder)
@@ -70,8 +72,8 @@ def leave_pandas_out() -> None:
 
 
 def let_pandas_in() -> None:
-    """Tells pyarrow of pandas, if it was imported after `leave_pandas_out`."""
-    if "pandas" in sys.modules:
+    """Undoes `leave_pandas_out`, where pandas is installed: a user's function is about to run, which may use it."""
+    with contextlib.suppress(ImportError):  # not installed, or too old for pyarrow
         pa.lib._pandas_api.pd  # noqa: B018
 
 

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import secrets
 import shutil
 import time
 import unicodedata
@@ -29,6 +30,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 T = TypeVar("T")
 
 _PREFIX = "kernels-"
+_TABLES: set[Path] = set()  # folders with tables that this process has read
 
 
 @overload
@@ -44,7 +46,7 @@ def kernel(function: Callable[..., Any] | None = None, /, *, leaf: bool = False,
 
     Args:
         function: the function; if it is not given, a decorator is returned.
-        leaf: the function makes no arrays, nor does a kernel that it calls. Numba then counts no references to those that it is
+        leaf: the function allocates no arrays, and neither do the kernels that it calls. Numba then counts no references to those that it is
             given. In a function that is called for each word, counting can cost more than all the rest: a third of the time of
             language identification.
         options: options of `numba.njit`.
@@ -83,6 +85,7 @@ def kept(kind: Callable[..., T], /) -> Callable[[Callable[[], T]], Callable[[], 
         def found() -> T:
             try:
                 folder = Path(_KernelCache(function).cache_path)
+                _TABLES.add(folder)
             except RuntimeError:  # there is no folder for the cache
                 return function()
             path = folder / f"{function.__module__}.{function.__name__}-{unicodedata.unidata_version}.npz"
@@ -92,10 +95,13 @@ def kept(kind: Callable[..., T], /) -> Callable[[Callable[[], T]], Callable[[], 
             made: Any = function()
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
-                scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-                with scratch.open("wb") as file:
-                    np.savez(file, *made)
-                os.replace(scratch, path)
+                scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+                try:
+                    with scratch.open("wb") as file:
+                        np.savez(file, *made)
+                    os.replace(scratch, path)
+                finally:
+                    scratch.unlink(missing_ok=True)
             return kind(*made)
 
         return functools.wraps(function)(found)
@@ -135,8 +141,8 @@ def sources_digest() -> str:
 
 
 def remove_old() -> None:
-    """Removes the cached code of other versions of the kernels."""
-    folders = {Path(dispatcher._cache.cache_path) for dispatcher in _dispatchers()}
+    """Removes the cached code and tables of other versions of the kernels."""
+    folders = {Path(dispatcher._cache.cache_path) for dispatcher in _dispatchers()} | _TABLES
     for folder in folders:
         for other in folder.parent.glob(f"{_PREFIX}*"):
             if other != folder:

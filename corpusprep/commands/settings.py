@@ -60,18 +60,23 @@ def _describe(title: str, model: type[BaseModel], only: Container[str] | None = 
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The text below each field of a model, in its source and that of its bases."""
+    """The text below each field of a model, in its source and that of its bases; none where there is no source."""
     found: dict[str, str] = {}
     for each in reversed(model.__mro__):
-        if issubclass(each, Settings):
-            [body] = [node.body for node in ast.parse(inspect.getsource(each)).body if isinstance(node, ast.ClassDef)]
+        if not issubclass(each, Settings):
+            continue
+        try:
+            tree = ast.parse(inspect.getsource(each))
+        except (OSError, SyntaxError):
+            continue
+        for body in (node.body for node in tree.body if isinstance(node, ast.ClassDef)):
             for field, text in itertools.pairwise(body):
                 if (
                     isinstance(field, ast.AnnAssign)
                     and isinstance(field.target, ast.Name)
                     and isinstance(text, ast.Expr)
-                ):
-                    found[field.target.id] = str(ast.literal_eval(text.value))
+                ) and isinstance(text.value, ast.Constant):
+                    found[field.target.id] = str(text.value.value)
     return found
 
 

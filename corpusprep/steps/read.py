@@ -172,6 +172,7 @@ class _Done:
         self._shown: dict[
             str, int
         ] = {}  # batches, of what workers read: those before this one were shown or were there
+        self._failure: Exception | None = None  # of the display, in the thread that watches
         self._lock = threading.Lock()  # of the display, and of what was shown
 
     def begin(self, name: str) -> None:
@@ -196,14 +197,14 @@ class _Done:
         Raises:
             Exception: what the display raised.
         """
-        ended, failures = threading.Event(), list[Exception]()
+        ended = threading.Event()
 
         def watch() -> None:
             try:
                 while not ended.wait(_LOOK):
                     self._look()
             except Exception as error:  # of the caller's own progress
-                failures.append(error)
+                self._failure = error
 
         thread = threading.Thread(target=watch, name="watch", daemon=True)
         thread.start()
@@ -212,8 +213,11 @@ class _Done:
         finally:
             ended.set()
             thread.join()
-        if failures:
-            raise failures[0]
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _look(self) -> None:
         with self._lock:
@@ -230,6 +234,7 @@ class _Done:
 
     def add(self, batch: Batch, made: bool) -> None:
         """Notes a batch that was made, or was there."""
+        self._check()
         run, name = self._run, batch.name.rpartition("-")[0]
         run.store.path("pass1", batch.name, self._todo[name].key)  # so that it is not removed at the end
         self._batches[name].append(batch)

@@ -143,7 +143,7 @@ def select(model: Any, layers: str | Sequence[int], modules: Sequence[str]) -> S
 
 def freeze(model: Any, selection: Selection) -> None:
     """Turns on gradients for the trained parameters only, and casts these to fp32: in bf16, most updates at a small
-    learning rate would be rounded away. Frozen parameters keep their type."""
+    learning rate would be rounded away. Frozen parameters keep their type here; a training in fp32 casts them, too."""
     import torch
 
     trained = set(selection.trained)

@@ -170,7 +170,8 @@ def plan_stages(settings: TrainSettings, config: Any, precision: str) -> list[St
         trained = sum(sizes[name][0] for name in chosen.trained)
         frozen = sum(sizes[name][0] for name in chosen.frozen)
         memory = Memory(
-            weights=4 * trained + sum(sizes[name][0] * sizes[name][1] for name in chosen.frozen),
+            weights=4 * trained
+            + sum(sizes[name][0] * (sizes[name][1] if precision == "bf16" else 4) for name in chosen.frozen),
             gradients=4 * trained,
             optimizer=8 * trained,
             activations=activations(settings, config, chosen, precision),

@@ -92,7 +92,8 @@ class TrainSettings(Settings):
     """Puts several examples into one sequence. They do not attend to each other."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the computation; auto is bf16 on a GPU that supports it, else fp32. Trained weights and their
-    optimizer are always fp32; frozen weights keep the model's type, in memory with bf16, and in the saved model in any case."""
+    optimizer are always fp32; frozen weights keep the model's type. With fp32 they are held in fp32 while training, and saved in
+    the model's type."""
     gradient_checkpointing: bool = True
     """Recomputes activations instead of keeping them: takes a third more time and much less memory."""
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"

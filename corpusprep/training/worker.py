@@ -258,12 +258,12 @@ def train(job: Job) -> None:
     if not trainer.is_world_process_zero():
         return
     state = {name: state[name] for name in types}
+    rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
     # Frozen tensors are compared in the type of their file, in which they are saved.
-    as_saved = {name: tensor if name in before else tensor.to(types[name]) for name, tensor in state.items()}
+    as_saved = {name: tensor if name in before else rounded_state[name] for name, tensor in state.items()}
     changes = compare(as_saved, before, {name: d for name, d in at_start.items() if name not in before}, selection)
     work = Path(job.work)
     saved = work / "model"
-    rounded_state = {name: tensor.detach().cpu().to(types[name]) for name, tensor in state.items()}
     plain = trainer.accelerator.unwrap_model(trainer.model)
     plain.config, plain.generation_config = own  # the trainer changes padding and cache in them
     if job.precision == "fp32":
@@ -483,7 +483,7 @@ def main(path: str) -> None:
     error = error_file(job)
     try:
         train(job)
-        if torch.distributed.is_initialized():  # else its threads can abort a process that ends
+        if job.cpu and torch.distributed.is_initialized():  # else gloo's threads can abort a process that ends
             torch.distributed.destroy_process_group()
     except CorpusprepError as problem:
         _leave(error, str(problem))

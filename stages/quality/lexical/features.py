@@ -47,7 +47,7 @@ class Side(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Entries by their tokens. Those of a source token lie side by side, so that a row looks at few places in memory.
+    """Hash tables over the entries, one for each source token. Those of a source token lie side by side, so that a row looks at few places in memory.
 
     Attributes:
         starts: (tokens + 1,), the slots of source token e are `starts[e]:starts[e + 1]`, a power of two, or none.

@@ -35,7 +35,7 @@ class Links(NamedTuple):
     """Candidate translations of tokens, and the rows in which they occur.
 
     An entry is a pair of a source and a target token that occur together. Entries of more than one row come first, by ascending
-    source and then target token, and then those of one row, in the order of the rows: what is looked up at random stays small. A
+    source and then target token, and then those of one row, in the order of the rows, so that look-ups at random stay in a small part of memory. A
     link is an entry in a row. The links of row r are `at[r]:at[r + 1]`, with their places in the two sides of the row.
 
     Attributes:
@@ -54,7 +54,7 @@ class Links(NamedTuple):
 
 @kernel
 def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int) -> Links:
-    """All pairs of tokens that occur together."""
+    """Numbers all pairs of tokens that occur together, and finds their rows."""
     rows = src.at.size - 1
     # The rows of each source token, and its place in them.
     first = np.zeros(n_src + 1, np.int64)
