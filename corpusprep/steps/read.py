@@ -169,9 +169,7 @@ class _Done:
         self._counts: dict[str, int] = {}  # of what was read to its end
         self._shards = sum(len(reading.shards) for reading in todo)
         self._ended = 0  # shards
-        self._shown: dict[
-            str, int
-        ] = {}  # batches, of what workers read: those before this one were shown or were there
+        self._shown: dict[str, int] = {}  # by what a worker reads, the first batch that is not shown
         self._failure: Exception | None = None  # of the display, in the thread that watches
         self._lock = threading.Lock()  # of the display, and of what was shown
 
@@ -187,8 +185,7 @@ class _Done:
         return first
 
     def _folder(self, name: str, number: int) -> Path:
-        reading = self._todo[name]
-        return self._run.store.folder / "pass1" / f"{reading.batch_name(number)}.{reading.key}"
+        return self._todo[name].folder(self._run.store.folder / "pass1", number)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -443,7 +440,7 @@ def run_task(stages: Stages, task: BatchTask | ReadTask) -> Done:
     reading, found = task.reading, []
     for number, raw in enumerate(reading.cut(open_source(reading.settings))):
         name = reading.batch_name(number)
-        folder = Path(f"{task.folder}/{name}.{reading.key}")
+        folder = reading.folder(task.folder, number)
         if ready(folder / "batch.json"):
             found.append((load_batch(name, folder), False))
         else:

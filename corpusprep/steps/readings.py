@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -47,6 +48,10 @@ class Reading:
 
     def batch_name(self, number: int) -> str:
         return f"{self.name}-{number:05d}"
+
+    def folder(self, parent: str | Path, number: int) -> Path:
+        """Where a batch lies, in the folder of all batches."""
+        return Path(parent) / f"{self.batch_name(number)}.{self.key}"
 
     def cut(self, source: Source) -> Iterator[RawBatch]:
         """The rows in batches; where these end depends on the content of the shards alone."""

@@ -359,16 +359,12 @@ def bench_text_dedup(out: Path, data: Path | None) -> list[Row]:
 
 
 def bench_comet(out: Path, data: Path | None) -> list[Row]:
-    return comet(out, 20_000, "cpu")
-
-
-def comet(out: Path, rows: int, device: str) -> list[Row]:
     programs = environment("comet", out)
     folder = out / "comet"
     folder.mkdir(exist_ok=True)
     # In an order that knows nothing of length, as generated rows are.
-    pq.write_table(sample(out, rows).select(["src", "tgt"]), folder / "rows.parquet")
-    return told(folder, programs / "python", HERE / "comet_scorer.py", "rows.parquet", "models", device)
+    pq.write_table(sample(out, 20_000).select(["src", "tgt"]), folder / "rows.parquet")
+    return told(folder, programs / "python", HERE / "comet_scorer.py", "rows.parquet", "models")
 
 
 def told(folder: Path, *arguments: str | Path) -> list[Row]:
@@ -403,7 +399,7 @@ def bench_rounds(out: Path, data: Path | None) -> list[Row]:
 
 
 def bench_train(out: Path, data: Path | None) -> list[Row]:
-    return told(out, environment("train", out) / "python", HERE / "layer_steps.py", "cpu")
+    return told(out, environment("train", out) / "python", HERE / "layer_steps.py")
 
 
 def bench_scale(out: Path, data: Path | None) -> list[Row]:

@@ -1,8 +1,8 @@
 """The comet scorer against COMET's own `predict`, in one environment that has both: prints rows as JSON for `bench.py`.
 
-    python comet_scorer.py ROWS.parquet FOLDER cpu|cuda
+    python comet_scorer.py ROWS.parquet FOLDER
 
-On a GPU, COMET itself and attention beside PyTorch's own. Models have random weights and the shapes of small encoders; their tokenizer is trained on the rows.
+On a CPU. Models have random weights and the shapes of small encoders; their tokenizer is trained on the rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from _measure import bf16_peak
 
 from corpusprep.stages.quality.comet import CometScorer
 from corpusprep.stages.quality.comet.files import find_model
@@ -29,14 +28,9 @@ from corpusprep.stages.quality.comet.tokens import CometTokenizer
 
 # Layers, size, heads, entries of the vocabulary, and rows to score.
 SHAPES = {"tiny, 2 x 64": (2, 64, 4, 0, 5000), "mid size, 6 x 384": (6, 384, 12, 0, 1000)}
-LARGE = {"XLM-RoBERTa large, 24 x 1024": (24, 1024, 16, 250_002, 40_960)}  # with a GPU alone
 VOCABULARY = 16_000
 ROUNDS = 3
 BATCHES = (16, 64)  # of predict: its default, and what a user may try
-STOCK = {
-    "fp32": "highest",
-    "TF32": "high",
-}  # how it multiplies on a GPU: called as a function, and as its command `comet-score`
 
 
 def make_model(folder: Path, table: pa.Table, layers: int, hidden: int, heads: int, vocabulary: int) -> None:
@@ -103,8 +97,8 @@ def fastest(rounds: int, calls: Sequence[Callable[[], Any]]) -> list[float]:
     return [min(taken) for taken in times]
 
 
-def measure(table: pa.Table, folder: Path, gpu: bool) -> Iterator[dict[str, Any]]:
-    for name, (layers, hidden, heads, vocabulary, count) in (LARGE if gpu else SHAPES).items():
+def measure(table: pa.Table, folder: Path) -> Iterator[dict[str, Any]]:
+    for name, (layers, hidden, heads, vocabulary, count) in SHAPES.items():
         home = folder / name.split(",")[0].replace(" ", "-")
         make_model(home, table, layers, hidden, heads, vocabulary)
         some = table.slice(0, count)
@@ -114,80 +108,27 @@ def measure(table: pa.Table, folder: Path, gpu: bool) -> Iterator[dict[str, Any]
             yield from tokenisation(home, samples[:5000], model, ours)
 
         def predict(size: int, rows: int, model: Any = model, samples: Any = samples) -> list[float]:
-            found = model.predict(samples[:rows], batch_size=size, gpus=int(gpu), progress_bar=False)
-            return list(found.scores)
+            return list(model.predict(samples[:rows], batch_size=size, gpus=0, progress_bar=False).scores)
 
         few = min(count, 1000)
-        scorers, scores = {"fp32": ours}, {"fp32": ours.score(some.slice(0, few))}
         theirs = np.array(predict(64, few))
-        if gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else it is emulated, and slower than fp32
+        scorers = {"fp32": ours}
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else it is emulated, and slower than fp32
             scorers["bf16"] = CometScorer(find_model(str(home)), "bf16")
-            scores["bf16"] = scorers["bf16"].score(some.slice(0, few))
-        part, peers = (count // 10 if gpu else count), {}
-        rows = {precision: part if gpu and precision == "fp32" else count for precision in scorers}
-        each = {}
+        each = {
+            precision: fastest(ROUNDS, [lambda o=scorer, t=some: o.score(t)])[0] / count
+            for precision, scorer in scorers.items()
+        }
+        taken = fastest(ROUNDS, [lambda n=n, c=count: predict(n, c) for n in BATCHES])
+        best = min(taken)
         for precision, scorer in scorers.items():
-            [seconds] = fastest(ROUNDS, [lambda o=scorer, t=some.slice(0, rows[precision]): o.score(t)])
-            each[precision] = seconds / rows[precision]
-        for way, multiplied in (STOCK if gpu else dict(list(STOCK.items())[:1])).items():
-            torch.set_float32_matmul_precision(multiplied)
-            taken = fastest(1 if gpu else ROUNDS, [lambda n=n, c=part: predict(n, c) for n in BATCHES])
-            best = min(taken)
-            peers[f"predict, {way}, batches of {BATCHES[taken.index(best)]}"] = best / part
-        torch.set_float32_matmul_precision("highest")
-        where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a CPU"
-        for precision, ours_each in each.items():
-            note = f"; scores differ by {np.abs(scores[precision] - theirs).max():.0e} at most, of a deviation of {theirs.std():.2g}"
-            peak = bf16_peak(where)
-            if peak is not None and precision == "bf16":
-                done = operations(scorers[precision], some) / count
-                note += f"; {done / ours_each / 1e12:.0f} TFLOP/s, {done / ours_each / peak:.0%} of its dense bf16 peak"
-            for peer, their_each in peers.items():
-                yield {
-                    "what": f"scoring, {name}, {precision}", "ours": f"{1 / ours_each:,.0f} pairs/s", "peer": peer,
-                    "theirs": f"{1 / their_each:,.0f} pairs/s", "ratio": their_each / ours_each, "note": where + note,
-                }  # fmt: skip
-
-
-def attention() -> Iterator[dict[str, Any]]:
-    """Sixteen heads of 64 in rows of equal length, 65,536 tokens in all, against PyTorch's flash attention of such rows."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    from corpusprep.stages.quality.comet import fused as kernels
-
-    def microseconds(call: Callable[[], Any]) -> float:
-        taken = []
-        for _ in range(20):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            call()
-            end.record()
-            torch.cuda.synchronize()
-            taken.append(begin.elapsed_time(end) * 1000)
-        return sorted(taken[3:])[len(taken[3:]) // 2]
-
-    for length in (24, 47, 64, 90, 128, 200):
-        rows = 65_536 // length
-        sides = torch.randn(rows * length, 3, 16, 64, device="cuda").bfloat16().unbind(1)
-        bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device="cuda")
-        ours = microseconds(lambda s=sides, b=bounds, n=length: kernels.attention(*s, b, b, n, n))
-        theirs = microseconds(lambda s=sides, b=bounds, n=length: varlen_attn(*s, b, b, n, n))
-        yield {
-            "what": f"attention, rows of {length} tokens", "ours": f"{ours:.0f} us", "peer": "torch's varlen_attn",
-            "theirs": f"{theirs:.0f} us", "ratio": theirs / ours, "note": torch.cuda.get_device_name(),
-        }  # fmt: skip
-
-
-def operations(scorer: CometScorer, table: pa.Table) -> float:
-    """Multiplications and additions that scoring takes: of the encoder's weights and of attention. The last layer computes
-    keys and values for all tokens, and all else for the first token of a row alone."""
-    shape = scorer._model.encoder.shape
-    h, layers, rows = shape.hidden, shape.layers, table.num_rows
-    lengths = scorer._tokenizer.pairs(table["tgt"].to_pylist(), table["src"].to_pylist()).lengths.astype(np.float64)
-    tokens, squares = lengths.sum(), (lengths**2).sum()
-    whole = 2 * 12 * h * h * tokens + 4 * h * squares
-    last = 2 * 2 * h * h * tokens + 2 * 10 * h * h * rows + 4 * h * tokens
-    return float((layers - 1) * whole + last)
+            apart = np.abs(scorer.score(some.slice(0, few)) - theirs).max()
+            yield {
+                "what": f"scoring, {name}, {precision}", "ours": f"{1 / each[precision]:,.0f} pairs/s",
+                "peer": f"predict, fp32, batches of {BATCHES[taken.index(best)]}", "theirs": f"{count / best:,.0f} pairs/s",
+                "ratio": best / count / each[precision],
+                "note": f"{torch.get_num_threads()} threads of a CPU; scores differ by {apart:.0e} at most, of a deviation of {theirs.std():.2g}",
+            }  # fmt: skip
 
 
 def tokenisation(
@@ -231,12 +172,11 @@ def tokenisation(
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    rows, folder, gpu = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "cuda"
-    if not gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    rows, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with open(os.devnull, "w") as nowhere:
         words, sys.stdout = sys.stdout, nowhere
-        found = [*measure(pq.read_table(rows), folder, gpu), *(attention() if gpu else ())]
+        found = list(measure(pq.read_table(rows), folder))
     print(json.dumps(found), file=words)
 
 

@@ -117,7 +117,7 @@ def score(size: Size, out: Path, figures: Figures, seconds: float, device: str) 
     import pyarrow as pa
     import torch
     from _measure import bf16_peak
-    from comet_scorer import make_model, operations
+    from comet_scorer import make_model
 
     from corpusprep.stages.quality.comet import CometScorer
     from corpusprep.stages.quality.comet.files import find_model
@@ -208,6 +208,18 @@ def predict(folder: Path, rows: Sequence[tuple[str, str]], precision: str, devic
         return len(ordered)
 
     return _Peer("transformers' encoder, padded", encode)
+
+
+def operations(scorer: Any, table: Any) -> float:
+    """Multiplications and additions that scoring takes: of the encoder's weights and of attention. The last layer computes
+    keys and values for all tokens, and all else for the first token of a row alone."""
+    shape = scorer._model.encoder.shape
+    h, layers, rows = shape.hidden, shape.layers, table.num_rows
+    lengths = scorer._tokenizer.pairs(table["tgt"].to_pylist(), table["src"].to_pylist()).lengths.astype(float)
+    tokens, squares = lengths.sum(), (lengths**2).sum()
+    whole = 2 * 12 * h * h * tokens + 4 * h * squares
+    last = 2 * 2 * h * h * tokens + 2 * 10 * h * h * rows + 4 * h * tokens
+    return float((layers - 1) * whole + last)
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -342,10 +354,38 @@ def compare_attention(size: Size, out: Path, figures: Figures, seconds: float) -
     import torch
 
     if torch.cuda.is_available():
-        from comet_scorer import attention
-
-        for row in attention():
+        for row in short_rows():
             figures.add(**row)
+
+
+def short_rows() -> Iterator[dict[str, Any]]:
+    """Sixteen heads of 64 in rows of equal length, 65,536 tokens in all, against PyTorch's flash attention of such rows."""
+    import torch
+    from torch.nn.attention.varlen import varlen_attn
+
+    from corpusprep.stages.quality.comet import fused as kernels
+
+    def microseconds(call: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(20):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            taken.append(begin.elapsed_time(end) * 1000)
+        return sorted(taken[3:])[len(taken[3:]) // 2]
+
+    for length in (24, 47, 64, 90, 128, 200):
+        rows = 65_536 // length
+        sides = torch.randn(rows * length, 3, 16, 64, device="cuda").bfloat16().unbind(1)
+        bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device="cuda")
+        ours = microseconds(lambda s=sides, b=bounds, n=length: kernels.attention(*s, b, b, n, n))
+        theirs = microseconds(lambda s=sides, b=bounds, n=length: varlen_attn(*s, b, b, n, n))
+        yield {
+            "what": f"attention, rows of {length} tokens", "ours": f"{ours:.0f} us", "peer": "torch's varlen_attn",
+            "theirs": f"{theirs:.0f} us", "ratio": theirs / ours, "note": torch.cuda.get_device_name(),
+        }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------------ all

@@ -107,11 +107,11 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
             _tokenise(*side, tried, text.tables(), plan)[0]
             for side, plan in zip((src_text, tgt_text), plans, strict=True)
         ]
-        pairs = np.cumsum(np.diff(at[0]) * np.diff(at[1]))
-        if level == 0 or pairs[-1] / tried * keys.size <= _PAIRS:
+        pairs = int(np.diff(at[0]) @ np.diff(at[1])) * keys.size / tried
+        if level == 0 or pairs <= _PAIRS:
             break
         level -= 1
-    n = min(keys.size, max(_LEAST, int(keys.size * _PAIRS / max(pairs[-1] / tried * keys.size, 1))))
+    n = min(keys.size, max(_LEAST, int(keys.size * _PAIRS / max(pairs, 1))))
     src_cut, tgt_cut = (
         _tokenise(*side, n, text.tables(), plan) for side, plan in zip((src_text, tgt_text), plans, strict=True)
     )

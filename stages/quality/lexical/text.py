@@ -290,12 +290,12 @@ def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
 @kernel(forceinline=True, leaf=True)
 def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
     """Stores the consonants of `points[start:end]` if there are at least two; adjacent repeats are merged."""
-    # There is one way out: with several, Numba counts references to the arrays of `cut`, which costs more than all the rest.
     k = cut.counts[N_NAMES]
     at = np.int64(cut.ends[k])
-    fits = k < MAX_TOKENS and at + 3 * (end - start) < cut.sounds.size
+    if k >= MAX_TOKENS or at + 3 * (end - start) > cut.sounds.size:
+        return
     first, last = at, np.uint8(0)
-    for i in range(start, end if fits else start):
+    for i in range(start, end):
         p = cut.points[i]
         if p < _POINTS:
             c = sounds[p, 0]
