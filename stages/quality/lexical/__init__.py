@@ -25,6 +25,7 @@ from corpusprep.stages.quality.lexical import features as evidence
 from corpusprep.stages.quality.lexical import text
 from corpusprep.stages.quality.lexical.features import N_FEATURES, Model, Side
 from corpusprep.stages.quality.lexical.model1 import Rows, link, train
+from corpusprep.stages.quality.lexical.table import make_table
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -134,7 +135,7 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
     values = values[live]
     model = Model(
         src, tgt, starts, targets, values, plans, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)),
-        np.array([n]), evidence.make_table(starts, targets),
+        np.array([n]), make_table(starts, targets, values, tgt.keys.size),
     )  # fmt: skip
     return _weigh(model, src_text, tgt_text, keys, folds, src_cut[3], tgt_cut[3])
 
@@ -396,5 +397,5 @@ def unpack(state: bytes) -> Model:
         at += size * np.dtype(dtype).itemsize
     for side in ("src", "tgt"):
         found[side] = evidence.make_side(*(found.pop(f"{side}.{part}") for part in ("keys", "kinds", "counts", "rows")))
-    found["table"] = evidence.make_table(found["starts"], found["targets"])
+    found["table"] = make_table(found["starts"], found["targets"], found["values"], found["tgt"].keys.size)
     return Model(**found)

@@ -11,13 +11,13 @@ from corpusprep.arrow import mix64
 from corpusprep.kernels import kernel
 from corpusprep.stages.quality.lexical import text
 from corpusprep.stages.quality.lexical.model1 import NULL
+from corpusprep.stages.quality.lexical.table import Table, make_room, translate
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
-U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Integer = int | np.signedinteger[Any]
 
@@ -46,24 +46,6 @@ class Side(NamedTuple):
     slots: I32
 
 
-class Table(NamedTuple):
-    """Hash tables over the entries, one for each source token. Those of a source token lie side by side, so that a row looks at few places in memory.
-
-    Attributes:
-        starts: (tokens + 1,), the slots of source token e are `starts[e]:starts[e + 1]`, a power of two, or none.
-        targets: the target token of each slot, or -1.
-        places: its entry.
-        words: (tokens + 1,), the bits of source token e are `bits[words[e]:words[e + 1]]`, a power of two of words, or none.
-        bits: set where a target token may have a slot; most have none, and a bit says so without a branch.
-    """
-
-    starts: I64
-    targets: I32
-    places: I32
-    words: I64
-    bits: U64
-
-
 class Model(NamedTuple):
     """The model that judges rows of one pair.
 
@@ -75,7 +57,7 @@ class Model(NamedTuple):
         weights: (2, N_FEATURES + 1), of the logistic regressions against misaligned and against truncated rows, each
             with its constant.
         rows: (1,), number of rows that the model was learned from.
-        table: open-addressing tables over the entries, one for each source token, see `make_table`.
+        table: the entries, for look-ups.
     """
 
     src: Side
@@ -124,46 +106,6 @@ def _slots(keys: U64) -> I32:
             p = (p + np.uint64(1)) & mask
         slots[p] = i
     return slots
-
-
-@kernel(forceinline=True, leaf=True)
-def _mixed(target: Integer) -> np.uint32:
-    """A hash of a target token: its low bits choose the slot, others the bit."""
-    mixed = np.uint32(target) * np.uint32(0x9E3779B1)
-    return np.uint32(mixed ^ (mixed >> np.uint32(15)))
-
-
-_BIT = np.uint32(9)  # of the hash, from which on it chooses the bit
-
-
-@kernel
-def make_table(starts: I64, targets: I32) -> Table:
-    """`Model.table`."""
-    at, words = np.zeros(starts.size, np.int64), np.zeros(starts.size, np.int64)
-    for e in range(starts.size - 1):
-        size = 0
-        if starts[e + 1] > starts[e]:
-            size = 2
-            while size < 2 * (starts[e + 1] - starts[e]):
-                size *= 2
-        at[e + 1] = at[e] + size
-        words[e + 1] = words[e] + (size + 15) // 16
-    slots = np.full(at[-1], -1, np.int32)
-    places = np.empty(at[-1], np.int32)
-    bits = np.zeros(words[-1], np.uint64)
-    for e in range(starts.size - 1):
-        last = np.uint32(at[e + 1] - at[e] - 1)
-        last_bit = np.uint32(64 * (words[e + 1] - words[e]) - 1)
-        for k in range(starts[e], starts[e + 1]):
-            mixed = _mixed(targets[k])
-            p = mixed & last
-            while slots[at[e] + p] >= 0:
-                p = (p + np.uint32(1)) & last
-            slots[at[e] + p] = targets[k]
-            places[at[e] + p] = k
-            bit = (mixed >> _BIT) & last_bit
-            bits[words[e] + (bit >> np.uint32(6))] |= np.uint64(1) << np.uint64(bit & np.uint32(63))
-    return Table(at, slots, places, words, bits)
 
 
 @kernel(leaf=True)
@@ -228,50 +170,6 @@ def _clip(cut: text.Cut, n: int, share: float) -> int:
     if closed and kept > 0:
         cut.points[kept - 1] = cut.points[n - 1]
     return kept
-
-
-@kernel(leaf=True)
-def _translate(
-    model: Model,
-    fold: Integer,
-    table: F32,
-    si: I32,
-    ks: int,
-    ti: I32,
-    kt: int,
-    sum_s: F32,
-    sum_t: F32,
-    mixed: U32,
-    maybe: I32,
-) -> None:
-    """Sums of t(source | target) for each source token, and of t(target | source) for each target token. `mixed` and `maybe` are
-    room for as many numbers as there are target tokens."""
-    starts, slots, places, words, bits = model.table
-    sum_s[:ks] = 0
-    sum_t[:kt] = 0
-    for j in range(kt):
-        mixed[j] = _mixed(ti[j])
-    for i in range(ks):
-        at, word = starts[si[i]], words[si[i]]
-        last = np.uint32(starts[si[i] + 1] - at - 1)
-        last_bit = np.uint32(64 * (words[si[i] + 1] - word) - 1)
-        if words[si[i] + 1] == word:
-            continue
-        n = np.int64(0)
-        for j in range(kt):
-            bit = (mixed[j] >> _BIT) & last_bit
-            maybe[n] = j
-            n += np.int64((bits[word + (bit >> np.uint32(6))] >> np.uint64(bit & np.uint32(63))) & np.uint64(1))
-        for m in range(n):
-            j = maybe[m]
-            p = mixed[j] & last
-            while slots[at + p] >= 0:
-                if slots[at + p] == ti[j]:
-                    k = places[at + p]
-                    sum_t[j] += table[model.values[k, fold, 0]]
-                    sum_s[i] += table[model.values[k, fold, 1]]
-                    break
-                p = (p + np.uint32(1)) & last
 
 
 @kernel(leaf=True)
@@ -427,9 +325,8 @@ def features(
     s, t = text.make_cut(longest), text.make_cut(longest)
     si, ti = np.empty(text.MAX_TOKENS, np.int32), np.empty(text.MAX_TOKENS, np.int32)
     sum_s, sum_t = np.empty(text.MAX_TOKENS, np.float32), np.empty(text.MAX_TOKENS, np.float32)
-    mixed, maybe = np.empty(text.MAX_TOKENS, np.uint32), np.empty(text.MAX_TOKENS + 1, np.int32)
     used = np.empty(text.MAX_TOKENS, np.uint8)
-    room = np.full(ROOM, -1, np.int32)
+    room, pairs = np.full(ROOM, -1, np.int32), make_room(text.MAX_TOKENS)
     for r in range(src_row.size):
         n_s = text.decode(sd, so[src_row[r]], so[src_row[r] + 1], s.points)
         n_t = text.decode(td, to[tgt_row[r]], to[tgt_row[r] + 1], t.points)
@@ -442,7 +339,7 @@ def features(
         fold = folds[r] if folds[r] >= 0 else fold_of(row_hash(s), row_hash(t), model.values.shape[1])
         m_s, m_t = distinct(s, room), distinct(t, room)
         k_s, k_t = _look_up(model.src, s, m_s, fold, si), _look_up(model.tgt, t, m_t, fold, ti)
-        _translate(model, fold, table, si, k_s, ti, k_t, sum_s, sum_t, mixed, maybe)
+        translate(model.table, fold, table, si, k_s, ti, k_t, sum_s, sum_t, pairs)
         x, a, b = out[r], s.counts, t.counts
         x[:] = 0
         _likelihood(model.src, fold, si, k_s, k_t, sum_s, m_s, x[0:6])

@@ -364,20 +364,20 @@ def test_the_truncated_copies_are_cut_anywhere(bits: int) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 300)), max_size=400, unique=True))
-def test_every_entry_is_found_and_no_other(entries: list[tuple[int, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 300)), max_size=400, unique=True),
+    st.sampled_from([301, 5000, 1 << 20, 1 << 23]),
+)
+def test_every_entry_is_found_and_no_other(entries: list[tuple[int, int]], tokens: int) -> None:
     entries.sort()
     sources = np.array([e for e, _ in entries], np.int64)
     starts = np.searchsorted(sources, np.arange(11)).astype(np.int64)
     targets = np.array([f for _, f in entries], np.int32)
-    found = evidence.make_table(starts, targets)
     values = np.arange(2 * len(entries), dtype=np.uint8).reshape(-1, 1, 2) % np.uint8(200)
-    model = lexical.unpack(state())._replace(starts=starts, targets=targets, values=values, table=found)
+    found = lexical.make_table(starts, targets, values, tokens)
     table, rows, columns = evidence.probabilities(), np.arange(10, dtype=np.int32), np.arange(301, dtype=np.int32)
     sums = np.empty(10, np.float32), np.empty(301, np.float32)
-    evidence._translate(
-        model, 0, table, rows, 10, columns, 301, *sums, np.empty(301, np.uint32), np.empty(302, np.int32)
-    )
+    evidence.translate(found, 0, table, rows, 10, columns, 301, *sums, evidence.make_room(301))
     wanted = np.zeros((2, 10, 301), np.float64)
     for (e, f), value in zip(entries, values, strict=True):
         wanted[:, e, f] = table[value[0]]
