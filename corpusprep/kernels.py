@@ -25,7 +25,10 @@ from typing import Any, TypeVar, overload
 
 import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import intrinsic
 
 T = TypeVar("T")
 
@@ -59,6 +62,23 @@ def kernel(function: Callable[..., Any] | None = None, /, *, leaf: bool = False,
     with contextlib.suppress(RuntimeError):  # there is no folder for the cache: every process compiles the kernel
         dispatcher._cache = _KernelCache(function)
     return dispatcher
+
+
+@intrinsic
+def copy_bytes(typing: Any, to: Any, at: Any, data: Any, start: Any, size: Any) -> Any:
+    """In a kernel, `to[at:at + size] = data[start:start + size]` for arrays of bytes that do not overlap. The compiler makes a loop
+    over single bytes of the plain form, which takes ten times as long."""
+    signature = types.void(to, types.int64, data, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = [
+            builder.gep(context.make_array(signature.args[k])(context, builder, arguments[k]).data, [arguments[k + 1]])
+            for k in (0, 2)
+        ]
+        cgutils.raw_memcpy(builder, *pointers, arguments[4], 1)
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 class _KernelCache(FunctionCache):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.ipc as ipc
 
 from corpusprep.keys import code_digest, digest, file_digest, versions
 from corpusprep.parts import Column, Part, Unit, pair_column
@@ -120,7 +121,7 @@ def _finished(run: Run, key: str) -> dict[str, Any] | None:
 def _make_output(run: Run, key: str, staging: Path, decided: Decided, selection: Selection) -> dict[str, Any]:
     rendered = _render_all(run, staging, decided, selection)
     accounts = run.result.accounts
-    pieces: dict[int, list[tuple[str, int]]] = {}  # file of the mix -> row groups
+    pieces: dict[int, list[tuple[str, int]]] = {}  # file of the mix -> record batches
     pairs: dict[str, list[int]] = {}  # pair -> rows, examples
     for piece in rendered:
         accounts.add({}, piece.dropped)
@@ -167,13 +168,15 @@ def _write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
 
 # Least and most that units rendered together may have: rows read, and copies of rows taken. And how many units they may be.
 _TASK_ROWS, _TASK_COPIES, _TASK_UNITS = (1 << 14, 1 << 20), (1 << 10, 50_000), 256
+_PLAIN = 16_000_000  # up to so many examples, about 5 GB, are not compressed until they are in the mix
 
 
 def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection) -> list[Rendered]:
     """Renders all units, in their order; those that an interrupted run rendered are found."""
     settings = run.recipe.instruct
     directions = 1 if settings.directions in ("forward", "backward") else 2
-    files = max(1, -(-sum(selection.copies.values()) * directions // settings.shard_rows))
+    examples = sum(selection.copies.values()) * directions
+    files = max(1, -(-examples // settings.shard_rows))
     columns = {"outcome": decided.outcome, "tokens": decided.tokens, "scores": decided.scores}
     if run.recipe.dedup.clusters:
         columns["duplicates"] = decided.duplicates
@@ -181,12 +184,12 @@ def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection)
     for units in _together(decided.units, selection.copies, run.engine.workers):
         parts = [part for unit in units for part in unit.parts]
         mine = {name: column.of(parts) for name, column in columns.items()}
-        tasks.append(RenderTask(units, mine, files, selection.validation, str(staging), run.recipe))
+        tasks.append(RenderTask(units, mine, files, selection.validation, examples > _PLAIN, str(staging), run.recipe))
     return _staged(run, "render", "write examples and rejects", render, tasks)
 
 
 def _together(units: Sequence[Unit], copies: Mapping[str, int], workers: int) -> list[tuple[Unit, ...]]:
-    """Units that are rendered together: so many that a file of the mix is gathered from few row groups, and that small units
+    """Units that are rendered together: so many that a file of the mix is gathered from few record batches, and that small units
     cost little, but enough tasks for all workers. The output does not depend on it."""
     share = 4 * workers
     rows, chosen = sum(unit.rows for unit in units), sum(copies.values())
@@ -212,7 +215,7 @@ def _within(value: int, least: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class MixTask:
-    """One file of the mix: the row groups that fall into it."""
+    """One file of the mix: the record batches that fall into it."""
 
     name: str
     pieces: tuple[tuple[str, int], ...]
@@ -259,19 +262,20 @@ def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str
 
 def gather(task: MixTask) -> MixFile:
     """Sorts the examples of one file by their key, brings them into the format asked for and writes them."""
-    groups = [pq.ParquetFile(path).read_row_group(group) for path, group in task.pieces]
-    table = pa.concat_tables(groups, promote_options="default")
-    order = pc.sort_indices(
-        table, [(name, "ascending") for name in ("key", "source", "shard", "row", "direction", "copy")]
-    )
-    table = table.take(order)
+    batches = [ipc.open_file(pa.memory_map(path)).get_batch(number) for path, number in task.pieces]
+    table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    keys = table["key"].to_numpy()
+    order = np.argsort(keys, kind="stable")
+    if np.any(np.diff(keys[order]) == 0):
+        names = ("key", "source", "shard", "row", "direction", "copy")
+        order = pc.sort_indices(table, [(name, "ascending") for name in names]).to_numpy()
     settings, counting = task.recipe.instruct, task.recipe.balance
     counter = token_counter(counting.tokenizer, counting.message_overhead)
     counts = pa.array(counter.count_examples(table, settings), pa.int64())
     sums: Any = pa.table({"pair": pair_column(table), "tokens": counts}).group_by("pair").aggregate([("tokens", "sum")])
     tokens: dict[str, int] = dict(sorted(zip(sums["pair"].to_pylist(), sums["tokens_sum"].to_pylist(), strict=True)))
     with writing(task.output) as scratch:
-        instruct.write(instruct.format_examples(table, settings), scratch, settings.container)
+        instruct.write(instruct.format_examples(table, settings, order), scratch, settings.container)
     result = MixFile(task.name, table.num_rows, tokens)
     remember(result, task.done)
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from corpusprep.arrow import count_values, shaped
 from corpusprep.keys import digest
 from corpusprep.parts import Column, Part, Unit
-from corpusprep.stages import instruct
+from corpusprep.stages.instruct.examples import Examples
 from corpusprep.steps.taken import validation_hashes
 from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
-from corpusprep.store import parquet_writer, ready, write_tables, writing
+from corpusprep.store import ready, write_tables, writing
 
 if TYPE_CHECKING:
     from corpusprep.recipe import Recipe
@@ -42,6 +45,8 @@ class RenderTask:
     """Number of files of the mix."""
     validation: int | None
     """Rows whose validation hash is not above this are the validation split."""
+    compressed: bool
+    """Whether the examples are compressed until they are in the mix."""
     folder: str
     """Where examples, rejects, and what says that they are done, are written."""
     recipe: Recipe
@@ -60,7 +65,7 @@ class RenderTask:
         return f"{self.folder}/done/{self.name}.json"
 
     def examples(self, number: int) -> str:
-        return f"{self.folder}/examples/{self.name}.{number}.parquet"
+        return f"{self.folder}/examples/{self.name}.{number}.arrow"
 
     def rejects(self, unit: Unit) -> str:
         return f"{self.folder}/rejects/{unit.name}.parquet"
@@ -81,7 +86,7 @@ class Rendered:
     examples: Sequence[str]
     """Paths."""
     groups: Sequence[tuple[int, int, int]]
-    """(number in `examples`, file of the mix (-1: validation), row group)"""
+    """(number in `examples`, file of the mix (-1: validation), record batch)"""
     rejects: Mapping[str, int]
     """Path -> rows, of each unit that dropped some."""
     dropped: Sequence[tuple[str, str, str, int]]
@@ -99,12 +104,12 @@ _REJECT_FIELDS: list[tuple[str, pa.DataType]] = [
         ("keeper_source", pa.string()), ("keeper_shard", pa.string()), ("keeper_row", pa.int64()),
 ]  # fmt: skip
 REJECT_COLUMNS = pa.schema(_REJECT_FIELDS)
-_HELD = 100_000  # examples that are held until they are written
+_HELD = 50_000  # copies of rows that are held until they are rendered
 _WITHOUT_TEXT = {"judged": ("dedup.exact", "quality.not_needed", "balance.quota"), "all": (), "none": None}
 
 
 def render(task: RenderTask) -> Rendered:
-    """Writes the examples of some units, sorted into row groups by their file of the mix, and the rejects of each."""
+    """Writes the examples of some units, sorted by their file of the mix, and the rejects of each."""
     rejected: dict[str, int] = {}
     made = _Made(task)
     for unit in task.units:
@@ -130,16 +135,16 @@ def _render_unit(unit: Unit, task: RenderTask, made: _Made) -> Iterator[pa.Table
             rejects.append(shaped(lost, REJECT_COLUMNS))
             chosen = table.filter(pc.equal(table["verdict"], pa.scalar(0, pa.uint8())))
             if chosen.num_rows:
-                made.add(pair, chosen.num_rows, _examples(chosen, task))
+                made.add(pair, chosen)
         yield _as_written(rejects, task.recipe)
 
 
 class _Made:
-    """What a task of rendering makes. Examples are written when there are many of them.
+    """What a task of rendering makes. Rows are rendered when there are many of them.
 
     Attributes:
         files: of examples.
-        groups: (number of such a file, file of the mix, row group).
+        groups: (number of such a file, file of the mix, record batch).
         dropped: (stage, pair, reason) -> rows.
         kept: pair -> rows, examples.
     """
@@ -150,23 +155,32 @@ class _Made:
         self.dropped: Counter[tuple[str, str, str]] = Counter()
         self.kept: dict[str, list[int]] = {}
         self._task = task
-        self._held: list[pa.Table] = []
+        self._held: list[tuple[str, pa.Table]] = []
+        self._copies = 0
 
-    def add(self, pair: str, rows: int, examples: list[pa.Table]) -> None:
-        self._held += examples
-        entry = self.kept.setdefault(pair, [0, 0])
-        entry[0], entry[1] = entry[0] + rows, entry[1] + sum(each.num_rows for each in examples)
-        if sum(each.num_rows for each in self._held) >= _HELD:
+    def add(self, pair: str, rows: pa.Table) -> None:
+        self._held.append((pair, rows))
+        self._copies += pc.sum(rows["copies"]).as_py()
+        if self._copies >= _HELD:
             self.write()
 
     def write(self) -> None:
-        """Writes the examples that are held, a row group for each file of the mix."""
+        """Renders the rows that are held, and writes their examples, a record batch for each file of the mix."""
         if not self._held:
             return
+        rows = pa.concat_tables([table for _, table in self._held], promote_options="default")
+        examples, files = _examples(rows, self._task)
+        begin = 0
+        for pair, table in self._held:
+            entry, end = self.kept.setdefault(pair, [0, 0]), begin + table.num_rows
+            first, last = np.searchsorted(examples.row, [begin, end])
+            entry[0], entry[1] = entry[0] + table.num_rows, entry[1] + int(last - first)
+            begin = end
         path = self._task.examples(len(self.files))
-        self.groups += [(len(self.files), *found) for found in _write_examples(self._held, path)]
+        written = _write_examples(examples, files, path, self._task.compressed)
+        self.groups += [(len(self.files), *found) for found in written]
         self.files.append(path)
-        self._held = []
+        self._held, self._copies = [], 0
 
 
 def _batches(
@@ -221,25 +235,17 @@ def _lost(table: pa.Table, keepers: pa.Table | None) -> pa.Table:
     return lost
 
 
-def _examples(rows: pa.Table, task: RenderTask) -> list[pa.Table]:
-    """The examples of a part's kept rows, with the number of their file of the mix as `_file`."""
+def _examples(rows: pa.Table, task: RenderTask) -> tuple[Examples, npt.NDArray[np.int64]]:
+    """The examples of kept rows, and the number of the file of the mix of each."""
     recipe = task.recipe
-    held = np.zeros(rows.num_rows, np.bool_)
-    if task.validation is not None:
-        held = validation_hashes(rows["key"].to_numpy(), recipe.seed) <= np.uint64(task.validation)
-    found = []
-    for validation, mask in ((False, ~held), (True, held)):
-        chosen = rows.filter(pa.array(mask))
-        if not chosen.num_rows:
-            continue
-        if validation:  # such a row is there once, whatever the epochs
-            once = pa.array(np.ones(chosen.num_rows, np.int32))
-            chosen = chosen.set_column(chosen.column_names.index("copies"), "copies", once)
-        examples = instruct.render(chosen, recipe.instruct, recipe.seed)
-        keys = examples["key"].to_numpy()
-        files = np.full(examples.num_rows, VALIDATION) if validation else file_of(keys, task.files)
-        found.append(examples.append_column("_file", pa.array(files)))
-    return found
+    if task.validation is None:
+        examples = Examples(rows, recipe.instruct, recipe.seed)
+        return examples, file_of(examples.key, task.files)
+    held = validation_hashes(rows["key"].to_numpy(), recipe.seed) <= np.uint64(task.validation)
+    copies = np.where(held, 1, rows["copies"].to_numpy())  # a row of the validation split is there once
+    at = rows.column_names.index("copies")
+    examples = Examples(rows.set_column(at, "copies", pa.array(copies)), recipe.instruct, recipe.seed)
+    return examples, np.where(held[examples.row], VALIDATION, file_of(examples.key, task.files))
 
 
 def file_of(keys: npt.NDArray[np.uint64], files: int) -> npt.NDArray[np.int64]:
@@ -247,18 +253,27 @@ def file_of(keys: npt.NDArray[np.uint64], files: int) -> npt.NDArray[np.int64]:
     return ((keys >> np.uint64(32)) * np.uint64(files) >> np.uint64(32)).astype(np.int64)
 
 
-def _write_examples(rendered: Sequence[pa.Table], path: str) -> list[tuple[int, int]]:
-    """Writes examples, a row group for each file of the mix; returns (file, row group)."""
-    examples = pa.concat_tables(rendered, promote_options="default")
-    files = examples["_file"].to_numpy()
+def _write_examples(
+    examples: Examples, files: npt.NDArray[np.int64], path: str, compressed: bool
+) -> list[tuple[int, int]]:
+    """Writes examples, in record batches of one file of the mix each; returns (file, record batch)."""
     order = np.argsort(files, kind="stable")
-    examples = examples.take(order).drop_columns(["_file"])
-    values, starts = np.unique(files[order], return_index=True)
-    ends = np.append(starts[1:], examples.num_rows)
-    with writing(path) as scratch, parquet_writer(scratch, examples) as writer:
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            writer.write_table(examples.slice(start, end - start), row_group_size=end - start)
-    return [(int(value), group) for group, value in enumerate(values)]
+    files, begin = files[order], 0
+    batches: list[int] = []
+    with writing(path) as scratch, contextlib.ExitStack() as stack:
+        writer = None
+        for piece in examples.rendered(order):
+            if writer is None:
+                options = ipc.IpcWriteOptions(compression="zstd" if compressed else None)
+                writer = stack.enter_context(ipc.new_file(str(scratch), piece.schema, options=options))
+            present = files[begin : begin + piece.num_rows]
+            starts = np.flatnonzero(np.diff(present, prepend=VALIDATION - 1)).tolist()
+            for start, end in itertools.pairwise([*starts, piece.num_rows]):
+                for batch in piece.slice(start, end - start).combine_chunks().to_batches():
+                    writer.write_batch(batch)
+                    batches.append(int(present[start]))
+            begin += piece.num_rows
+    return [(file, number) for number, file in enumerate(batches)]
 
 
 def _as_written(tables: list[pa.Table], recipe: Recipe) -> pa.Table:

@@ -131,7 +131,7 @@ def instruct(table: pa.Table, settings: InstructSettings = InstructSettings(), s
     rows, dropped = split(table, screen(table, settings), list(REASONS))
     examples = Examples(rows, settings, seed)
     order = examples.shuffled()
-    kept = pa.concat_tables([_format.format_batch(piece, settings) for piece in examples.rendered(order)])
+    kept = pa.concat_tables([format_examples(piece, settings) for piece in examples.rendered(order)])
     if settings.validation:
         held = validation_mask(rows, settings.validation, seed)[examples.row[order]]
         names = pa.array(["train", "validation"], pa.string())
@@ -197,14 +197,25 @@ def render(table: pa.Table, settings: InstructSettings, seed: int) -> pa.Table:
     return pa.concat_tables(examples.rendered(np.arange(examples.row.size)))
 
 
-def format_examples(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
+def format_examples(
+    rendered: pa.Table, settings: InstructSettings, order: npt.NDArray[np.int64] | None = None
+) -> pa.Table:
     """Converts examples from `render` to the columns of the chosen format.
+
+    Args:
+        rendered: n examples.
+        settings: the stage's settings.
+        order: indices of the examples to convert, in this order; if it is not given, all as they are.
 
     Returns:
         The format's columns, then `src_lang tgt_lang direction template copy` and, if present, `source shard row` and
         the columns of `carry`. `prompt_completion` and `alpaca` have a column `system` if there is a system prompt.
     """
-    return pa.concat_tables([_format.format_batch(piece, settings) for piece in _text.pieces(rendered)])
+    order = np.arange(rendered.num_rows) if order is None else order
+    names = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
+    sizes = np.sum([_text.byte_lengths(_text.large(rendered[name])) for name in names], axis=0)
+    pieces = _text.slices(sizes[order])
+    return pa.concat_tables([_format.format_rows(rendered, settings, order[start:stop]) for start, stop in pieces])
 
 
 def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:
@@ -220,7 +231,9 @@ def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:
     Raises:
         RunError: an example was not made with these settings.
     """
-    return pa.concat_tables([_format.invert_batch(piece, settings) for piece in _text.pieces(examples)])
+    rows = max(1, examples.num_rows * _text.PIECE_BYTES // max(examples.nbytes, 1))
+    starts = range(0, max(examples.num_rows, 1), rows)
+    return pa.concat_tables([_format.invert_batch(examples.slice(at, rows).combine_chunks(), settings) for at in starts])
 
 
 def write(table: pa.Table, path: str | Path, container: Literal["parquet", "jsonl"]) -> None:

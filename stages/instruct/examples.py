@@ -95,10 +95,9 @@ class Examples:
             index = order[start:stop]
             row, backward, pair = self.row[index], self.backward[index], self.pairs.code[self.row[index]]
             which = (pair.astype(np.int64) * 2 + backward) * len(self.settings.templates) + self.template[index]
-            asked = texts.take(row + n * backward.astype(np.int64))
-            answer = texts.take(row + n * (1 - backward.astype(np.int64)))
-            prompt = text.join(before.take(which), asked, after.take(which))
-            yield self._table(index, text.narrow(prompt), text.narrow(answer))
+            asked, answer = row + n * backward.astype(np.int64), row + n * (1 - backward.astype(np.int64))
+            prompt = text.weave([(before, which), (texts, asked), (after, which)], 3)
+            yield self._table(index, text.narrow(prompt), text.narrow(text.weave([(texts, answer)], 1)))
 
     def _table(self, index: Ints, prompt: text.Strings, completion: text.Strings) -> pa.Table:
         pair, sides = self.pairs.code[self.row[index]], self.pairs.sides

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -30,15 +31,18 @@ _FIELDS = {
 }
 
 
-def format_batch(rendered: pa.Table, settings: InstructSettings) -> pa.Table:
-    """Converts examples from `render` to the columns of the format."""
+def format_rows(rendered: pa.Table, settings: InstructSettings, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Converts examples from `render`, with these indices, to the columns of the format."""
     columns: dict[str, Any] = {}
-    system = [rendered["system"]] if "system" in rendered.column_names else []
     if settings.format in _CHATS:
         field, speaker, content, speakers = _CHATS[settings.format]
-        turns = [*system, rendered["prompt"], rendered["completion"]]
-        columns[field] = _chat(turns, speakers[-len(turns) :], (speaker, content))
+        turns = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
+        texts = [rendered[name] for name in turns]
+        columns[field] = _chat(texts, rows, speakers[-len(turns) :], (speaker, content))
+        rendered = rendered.drop_columns(turns).take(rows)
     else:
+        rendered = rendered.take(rows)
+        system = [rendered["system"]] if "system" in rendered.column_names else []
         if system:
             columns["system"] = system[0]
         if settings.format == "prompt_completion":
@@ -90,14 +94,13 @@ def invert_batch(examples: pa.Table, settings: InstructSettings) -> pa.Table:
     return pa.table(columns)
 
 
-def _chat(contents: Sequence[text.Strings], speakers: tuple[str, ...], fields: tuple[str, str]) -> pa.Array[Any]:
-    """One list of turns per example, from one column per turn."""
-    n, k = len(contents[0]), len(contents)
-    index = (np.arange(n)[:, None] + n * np.arange(k)[None, :]).ravel()
-    content = pa.concat_arrays([text.large(column) for column in contents]).take(index).cast(pa.string())
-    speaker = pa.array(speakers, pa.string()).take(np.tile(np.arange(k), n))
-    turns = pa.StructArray.from_arrays([speaker, content], names=list(fields))
-    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * k, pa.int32()), turns)
+def _chat(
+    contents: Sequence[text.Strings], rows: npt.NDArray[np.int64], speakers: tuple[str, ...], fields: tuple[str, str]
+) -> pa.Array[Any]:
+    """One list of turns for each of these rows, from one column per turn."""
+    content = text.weave([(text.large(column), rows) for column in contents], 1).cast(pa.string())
+    turns = pa.StructArray.from_arrays([text.repeated(speakers, rows.size), content], names=list(fields))
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows.size + 1) * len(contents), pa.int32()), turns)
 
 
 def _alpaca(rendered: pa.Table, settings: InstructSettings) -> tuple[text.Strings, text.Strings]:

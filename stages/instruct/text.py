@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpusprep.arrow import string_buffers
+from corpusprep.kernels import copy_bytes, kernel
 
 if TYPE_CHECKING:
     Strings: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]
+    Bytes: TypeAlias = npt.NDArray[np.uint8]
+    Ints: TypeAlias = npt.NDArray[np.int64]
 
 PIECE_BYTES = 1 << 28
 """Bytes of text that are rendered or formatted at once."""
@@ -64,12 +67,45 @@ def byte_lengths(column: pa.Array[Any]) -> npt.NDArray[np.int64]:
     return lengths
 
 
-def join(before: pa.Array[Any], middle: pa.Array[Any], after: pa.Array[Any]) -> pa.Array[Any]:
-    """The three `large_string` arrays joined row by row."""
-    joined: pa.Array[Any] = pc.call_function(
-        "binary_join_element_wise", [before, middle, after, pa.scalar("", pa.large_string())]
-    )
-    return joined
+def weave(parts: Sequence[tuple[pa.Array[Any], Ints]], each: int) -> pa.Array[Any]:
+    """Texts put together row by row, in one pass over their bytes.
+
+    Args:
+        parts: `large_string` arrays, and n indices into each.
+        each: a string is made of so many parts; it divides their number.
+
+    Returns:
+        A `large_string` array of n * parts / each strings: those of the first row, then those of the second.
+    """
+    count, n = len(parts), parts[0][1].size
+    buffers = [(*string_buffers(array), rows) for array, rows in parts]
+    ends = np.zeros(n * count + 1, np.int64)
+    for k, (offsets, _, rows) in enumerate(buffers):
+        ends[1 + k :: count] = (offsets[1:] - offsets[:-1])[rows]
+    np.cumsum(ends, out=ends)
+    data = np.empty(ends[-1], np.uint8)
+    for k, (offsets, source, rows) in enumerate(buffers):
+        _place(offsets, source, rows, ends[k::count], data)
+    starts = np.ascontiguousarray(ends[::each])
+    return pa.Array.from_buffers(pa.large_string(), starts.size - 1, [None, pa.py_buffer(starts), pa.py_buffer(data)])
+
+
+@kernel
+def _place(offsets: Ints, source: Bytes, rows: Ints, at: Ints, data: Bytes) -> None:
+    """Copies each row's text to its place."""
+    for k in range(rows.size):
+        start = offsets[rows[k]]
+        copy_bytes(data, at[k], source, start, offsets[rows[k] + 1] - start)
+
+
+def repeated(values: Sequence[str], n: int) -> pa.Array[Any]:
+    """The values, n times over, as `string`."""
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)])
+    starts = (np.arange(n)[:, None] * ends[-1] + ends[:-1]).ravel()
+    offsets = np.append(starts, n * ends[-1]).astype(np.int32)
+    data = np.tile(np.frombuffer(b"".join(encoded), np.uint8), n)
+    return pa.Array.from_buffers(pa.string(), offsets.size - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def slices(sizes: npt.NDArray[np.integer[Any]], limit: int = PIECE_BYTES) -> list[tuple[int, int]]:
@@ -80,11 +116,3 @@ def slices(sizes: npt.NDArray[np.integer[Any]], limit: int = PIECE_BYTES) -> lis
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
         cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + limit, side="right"))))
     return list(itertools.pairwise(cuts)) or [(0, 0)]
-
-
-def pieces(table: pa.Table) -> list[pa.Table]:
-    """Splits a large table into pieces of one chunk each; at least one piece, which may be empty."""
-    if table.nbytes <= PIECE_BYTES:
-        return [table.combine_chunks()]
-    rows = max(1, table.num_rows * PIECE_BYTES // table.nbytes)
-    return [table.slice(start, rows).combine_chunks() for start in range(0, table.num_rows, rows)]
