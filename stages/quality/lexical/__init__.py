@@ -47,6 +47,7 @@ _CONTRASTED = 6000  # rows used by the regressions
 # Prior odds of a misaligned and of a truncated row against a good row.
 _PRIORS = (0.7, 0.5)
 _RIDGE = 3.0
+_BLOCK = 4  # rows that are added to a Hessian together
 _LEAST = 20  # with fewer rows nothing is learned, and no row is judged
 
 
@@ -123,16 +124,15 @@ def fit(src_text: Text, tgt_text: Text, keys: U64, src_lang: str, tgt_lang: str)
     src, src_rows = _vocabulary(src_cut, folds, _FOLDS[many])
     tgt, tgt_rows = _vocabulary(tgt_cut, folds, _FOLDS[many])
     links = link(src_rows, tgt_rows, src.keys.size, tgt.keys.size)
-    entries = links.order.size
-    prob, values = np.empty((entries, 2), np.float32), np.empty((entries, _FOLDS[many], 2), np.uint8)
+    prob, values = np.empty((links.order.size, 2), np.float32), np.empty((_FOLDS[many], links.order.size, 2), np.uint8)
     for f in range(_FOLDS[many]):
         src_share, tgt_share = ((side.counts[:, f] / side.totals[f]).astype(np.float32) for side in (src, tgt))
-        train(links, src_rows, tgt_rows, folds, f, src_share, tgt_share, _ROUNDS, prob)
-        evidence.quantise(prob, _LEAST_PROBABILITY, values[:, f])
-    live = np.flatnonzero((values < 255).any(axis=(1, 2)))
+        train(links, folds, f, src_share, tgt_share, _ROUNDS, prob)
+        evidence.quantise(prob, _LEAST_PROBABILITY, values[f])
+    live = np.flatnonzero((values < 255).any(axis=(0, 2)))
     targets = links.targets[links.order[live]]
     starts = np.searchsorted(links.sources[links.order[live]], np.arange(src.keys.size + 1)).astype(np.int64)
-    values = values[live]
+    values = np.ascontiguousarray(values[:, live].transpose(1, 0, 2))
     model = Model(
         src, tgt, starts, targets, values, plans, np.array([0.0, 1.0, 0.0]), np.zeros((2, N_FEATURES + 1)),
         np.array([n]), make_table(starts, targets, values, tgt.keys.size),
@@ -163,7 +163,8 @@ def _weigh(model: Model, src: Text, tgt: Text, keys: U64, folds: I64, src_rows: 
     p = np.empty(n, np.float32)
     for _ in range(2):
         weights = [
-            _contrast(good, weight, bad, prior) for bad, prior in zip((misaligned, truncated), _PRIORS, strict=True)
+            _contrast(good, weight, bad, prior, start)
+            for bad, prior, start in zip((misaligned, truncated), _PRIORS, model.weights, strict=True)
         ]
         model = model._replace(weights=np.stack(weights))
         evidence.judge(good, model.weights, p)
@@ -265,18 +266,18 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64, n_folds: int) -> tupl
     return evidence.make_side(keys[order], kinds[first][order], counts, rows), Rows(starts, ids)
 
 
-def _contrast(good: F32, weight: F64, bad: F32, prior: float) -> F64:
-    """Weights that separate good rows from bad rows. The bad rows together weigh `prior` times the good rows."""
+def _contrast(good: F32, weight: F64, bad: F32, prior: float, start: F64) -> F64:
+    """Weights that separate good rows from bad rows, searched from `start`. The bad rows together weigh `prior` times the good rows."""
     x = np.concatenate([good, bad])
     y = np.concatenate([np.ones(len(good)), np.zeros(len(bad))])
     w = np.concatenate([weight, np.full(len(bad), prior * len(good) / max(len(bad), 1))])
-    weights: F64 = _regress(x, y, w, _RIDGE, 12)
+    weights: F64 = _regress(x, y, w, _RIDGE, 12, start)
     return weights
 
 
 @kernel
-def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
-    """Logistic regression by Newton steps. The ridge applies to standardised features, not to the constant.
+def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int, start: F64) -> F64:
+    """Logistic regression by Newton steps, from the weights `start` on. The ridge applies to standardised features, not to the constant.
 
     It is written as loops so that the order of all sums is fixed, which a linear algebra library does not guarantee.
     """
@@ -292,7 +293,10 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
     for c in range(k):
         scale[c] = 1.0 / np.sqrt(scale[c] / n) if scale[c] > 1e-9 * n else 0.0
     m = k + 1
-    beta, z = np.zeros(m), np.ones(m)
+    beta, z, lever = start.copy(), np.zeros((_BLOCK, m)), np.zeros(_BLOCK)
+    for c in range(k):
+        beta[k] += beta[c] * mean[c]
+        beta[c] = beta[c] / scale[c] if scale[c] > 0 else 0.0
     for _ in range(rounds):
         step = np.zeros(m)
         hessian = np.zeros((m, m))
@@ -300,19 +304,23 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
             step[c] = -ridge * beta[c]
             hessian[c, c] = ridge
         hessian[k, k] = 1e-6
+        filled = 0
         for r in range(n):
-            if w[r] == 0:
-                continue
-            s = float(beta[k])
-            for c in range(k):
-                z[c] = (x[r, c] - mean[c]) * scale[c]
-                s += beta[c] * z[c]
-            p = 1.0 / (1.0 + evidence.odds(s))
-            for c in range(m):
-                step[c] += w[r] * (y[r] - p) * z[c]
-                h = w[r] * p * (1.0 - p) * z[c]
-                for e in range(c + 1):
-                    hessian[c, e] += h * z[e]
+            if w[r] > 0:
+                s, row = float(beta[k]), z[filled]
+                for c in range(k):
+                    row[c] = (x[r, c] - mean[c]) * scale[c]
+                    s += beta[c] * row[c]
+                row[k] = 1.0
+                p = 1.0 / (1.0 + evidence.odds(s))
+                for c in range(m):
+                    step[c] += w[r] * (y[r] - p) * row[c]
+                lever[filled] = w[r] * p * (1.0 - p)
+                filled += 1
+            if filled == _BLOCK or r == n - 1:
+                lever[filled:] = 0
+                _add_block(hessian, z, lever)
+                filled = 0
         _solve(hessian, step)
         largest = np.abs(step).max()
         beta += step * min(1.0, 4.0 / max(largest, 4.0))  # a Newton step may overshoot
@@ -322,6 +330,17 @@ def _regress(x: F32, y: F64, w: F64, ridge: float, rounds: int) -> F64:
         beta[c] *= scale[c]
         beta[k] -= beta[c] * mean[c]
     return beta
+
+
+@kernel(leaf=True)
+def _add_block(hessian: F64, z: F64, lever: F64) -> None:
+    """Adds `_BLOCK` rows z, weighed by their levers, to the lower half of a Hessian."""
+    a, b, c, d = z[0], z[1], z[2], z[3]
+    for i in range(z.shape[1]):
+        p, q, r, s = a[i] * lever[0], b[i] * lever[1], c[i] * lever[2], d[i] * lever[3]
+        row = hessian[i]
+        for j in range(i + 1):
+            row[j] += (p * a[j] + q * b[j]) + (r * c[j] + s * d[j])
 
 
 @kernel

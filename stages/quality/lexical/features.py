@@ -178,7 +178,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
     and of pieces, to x[2:4] the sum divided by the root of their number, to x[4] the root of the number of words, and
     to x[5] the share of unknown tokens."""
     total_words = total_pieces = 0.0
-    words = pieces = 0
+    pieces = np.int64(0)
     for i in range(n):
         e = ids[i]
         count = side.counts[e, fold]
@@ -186,12 +186,11 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
         v = np.log(NULL + (1.0 - NULL) * ratio)
         if count > _FREQUENT * side.rows[fold]:
             v *= 0.5
-        if side.kinds[e] == text.PIECE:
-            total_pieces += v
-            pieces += 1
-        else:
-            total_words += v
-            words += 1
+        piece = np.int64(side.kinds[e] == text.PIECE)  # not a branch: words and pieces take turns
+        total_pieces += piece * v
+        total_words += (1 - piece) * v
+        pieces += piece
+    words = n - pieces
     x[0] = total_words / max(words, 1)
     x[1] = total_pieces / max(pieces, 1)
     x[2] = total_words / np.sqrt(words + 1.0)
@@ -210,13 +209,13 @@ def _length(src: int, tgt: int, length: F64, x: F32) -> None:
         x[2 * k + 1] = min(max(-z - k, 0.0), 6.0)
 
 
-@kernel(leaf=True)
-def _bits_of(hashes: U64, n: int) -> np.uint64:
-    """Which of 64 bits n hashes choose: most values that are not among them choose another."""
-    there = np.uint64(0)
+@kernel(forceinline=True, leaf=True)
+def _among(value: np.uint64, values: U64, n: int) -> bool:
+    """Whether a value is among n. It looks at all of them: that takes less than a branch for each."""
+    found = np.int64(0)
     for k in range(n):
-        there |= np.uint64(1) << (hashes[k] & np.uint64(63))
-    return there
+        found |= np.int64(values[k] == value)
+    return found != 0
 
 
 @kernel(leaf=True)
@@ -224,9 +223,8 @@ def _matched(a: U64, n_a: int, b: U64, n_b: int, used: U8) -> int:
     """Number of a's values that occur in b; each value of b is used once."""
     used[:n_b] = 0
     hits = 0
-    there = _bits_of(b, n_b)
     for i in range(n_a):
-        if (there >> (a[i] & np.uint64(63))) & np.uint64(1):
+        if _among(a[i], b, n_b):
             for j in range(n_b):
                 if used[j] == 0 and a[i] == b[j]:
                     used[j] = 1
@@ -242,9 +240,8 @@ def _cognates(s: text.Cut, t: text.Cut, used: U8, x: F32) -> None:
     fewer = max(min(n_s, n_t), 1)
     equal = _matched(s.words, n_s, t.words, n_t, used)
     alike = 0
-    there = _bits_of(t.stems, n_t)
     for i in range(n_s):
-        if s.sizes[i] >= 4 and (there >> (s.stems[i] & np.uint64(63))) & np.uint64(1):
+        if s.sizes[i] >= 4 and _among(s.stems[i], t.stems, n_t):
             for j in range(n_t):
                 if s.stems[i] == t.stems[j] and t.sizes[j] >= 4:
                     alike += 1

@@ -23,7 +23,7 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Integer = int | np.integer[Any]
 
-_SPARSE = 16  # bits for each entry, at least: with fewer, more pairs that are no entries need a look at a record
+_SPARSE = 32  # bits for each entry, at least: with fewer, more pairs that are no entries need a look at a record
 _CROWDED = 15  # bit of a tag: more entries fall on this bit of the bitmap
 _FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
 

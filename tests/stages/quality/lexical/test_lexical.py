@@ -283,7 +283,7 @@ def trained(
     left, right = numbers_of_tokens(src), numbers_of_tokens(tgt)
     links = model1.link(left, right, n, n)
     share, prob = np.full(n, 1 / n, np.float32), np.empty((links.order.size, 2), np.float32)
-    model1.train(links, left, right, folds, fold, share, share, rounds, prob)
+    model1.train(links, folds, fold, share, share, rounds, prob)
     names = zip(links.sources[links.order].tolist(), links.targets[links.order].tolist(), strict=True)
     found = dict(zip(names, map(tuple, prob.tolist()), strict=True))
     assert list(found) == sorted(found)
@@ -349,6 +349,7 @@ def test_what_occurs_in_one_row_lies_apart() -> None:
     entries = list(zip(links.sources.tolist(), links.targets.tolist(), strict=True))
     assert entries == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 2)]
     assert links.entry.tolist() == [0, 1, 2, 3, 0, 4, 5]
+    assert links.shared == 1
 
 
 @pytest.mark.parametrize("bits", [64, 50])
@@ -392,19 +393,21 @@ def test_the_regression_stands_at_its_optimum(seed: int) -> None:
     x = rng.normal(size=(200, 3)).astype(np.float32)
     y = (x[:, 0] + rng.normal(size=200) > 0).astype(np.float64)
     w = rng.uniform(0.5, 1, 200)
-    weights = lexical._regress(x, y, w, 2.0, 30)
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    p = 1 / (1 + np.exp(-(x @ weights[:3] + weights[3])))
-    slope = ((x - mean) / scale).T @ (w * (y - p)) - 2.0 * weights[:3] * scale
-    assert np.abs(slope).max() < 1e-2
-    assert abs((w * (y - p)).sum()) < 1e-2
+    nowhere = np.zeros(4)
+    for start in (nowhere, lexical._regress(x, y, np.ones(200), 2.0, 30, nowhere)):
+        weights = lexical._regress(x, y, w, 2.0, 30, start)
+        p = 1 / (1 + np.exp(-(x @ weights[:3] + weights[3])))
+        slope = ((x - mean) / scale).T @ (w * (y - p)) - 2.0 * weights[:3] * scale
+        assert np.abs(slope).max() < 1e-2
+        assert abs((w * (y - p)).sum()) < 1e-2
 
 
 def test_a_constant_feature_weighs_nothing() -> None:
     x = np.ones((50, 2), np.float32)
     x[:25, 1] = 0
     y = np.repeat([0.0, 1.0], 25)
-    weights = lexical._regress(x, y, np.ones(50), 1.0, 12)
+    weights = lexical._regress(x, y, np.ones(50), 1.0, 12, np.zeros(3))
     assert weights[0] == 0
     assert weights[1] > 1
 
