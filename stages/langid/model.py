@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.errors import InputError
-from corpusprep.stages.langid.kernel import (
+from corpusprep.stages.langid.features import (
     HIERARCHICAL,
     ONE_VS_ALL,
     SOFTMAX,
@@ -140,6 +140,11 @@ def read_model(path: str) -> Model:
     if not np.isfinite(weights).all():
         raise reader.bad("the output matrix has values that are not finite")
 
+    keys = pairs[:0, 0]
+    if pruned > 0:  # the rows of kept buckets in the buckets' order; of a bucket that is there twice the last counts
+        keys, last = np.unique(pairs[::-1, 0], return_index=True)
+        order = np.concatenate([np.arange(words), words + pairs[::-1, 1][last]])
+        inputs = inputs._replace(codes=inputs.codes[order], norms=inputs.norms[order], rows=len(order))
     if inputs.codes.size and 4 * inputs.rows * inputs.columns <= _EXPAND_BELOW:
         inputs = inputs._replace(dense=_expand(inputs), codes=inputs.codes[:0], norms=inputs.norms[:0])
     text = np.array(reader.raw[begin:end])
@@ -151,11 +156,10 @@ def read_model(path: str) -> Model:
         raise reader.bad("the dictionary's label counts are damaged")
     left, right = tree
     bits = max(4, math.ceil(math.log2(2 * size + 1)))
-    slots = index_words(text, starts, ends, np.full(1 << bits, -1, np.int32))
-    bits = max(4, math.ceil(math.log2(2 * len(pairs) + 1)))
-    keys, rows = np.full(1 << bits, -1, np.int32), np.zeros(1 << bits, np.int32)
+    slots = index_words(text, starts, ends, np.full((1 << bits, 2), -1, np.int32))
     seen = np.zeros((bucket >> 6) + 1 if pruned >= 0 else 1, np.uint64)
-    index_rows(pairs, keys, rows, seen)
+    ranks = np.zeros(seen.size, np.int32)
+    index_rows(keys, seen, ranks)
     arrays = Arrays(
         loss={_HIERARCHICAL: HIERARCHICAL, _SOFTMAX: SOFTMAX}.get(loss, ONE_VS_ALL),
         minn=minn,
@@ -168,15 +172,13 @@ def read_model(path: str) -> Model:
         starts=starts,
         ends=ends,
         slots=slots,
-        keys=keys,
-        rows=rows,
         seen=seen,
+        ranks=ranks,
         dense=inputs.dense,
         codes=inputs.codes,
         norms=inputs.norms,
         centroids=inputs.centroids,
         weights=np.ascontiguousarray(weights.T if loss != _HIERARCHICAL else weights[: labels - 1].T),
-        nodes=np.ascontiguousarray(weights[: len(left)]),
         left=left,
         right=right,
     )
