@@ -12,7 +12,6 @@ from corpusprep.stages.langid.features import ONE_VS_ALL, SOFTMAX
 
 Bools = npt.NDArray[np.bool_]
 I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 

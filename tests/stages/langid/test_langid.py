@@ -194,6 +194,22 @@ def test_the_default_model_agrees_on_junk() -> None:
     assert_agrees(DEFAULT, [*junk(), *TEXT.values()], every_label=False)
 
 
+def test_words_of_every_length_agree() -> None:
+    words = [w * n for n in range(1, 40) for w in ("a", "é", "語", "b\x01")] + ["q" * n + "\x05" for n in range(40)]
+    assert_agrees(DEFAULT, [*words, *(f"{word} the  {word}\t{word[1:]}" for word in words)], every_label=False)
+
+
+def test_the_lines_before_do_not_matter() -> None:
+    """Many lines of one language, which are evaluated together along the path to its label, against each line alone."""
+    lines = [" ".join(text.split()[:n]) for text in TEXT.values() for n in range(1, 9) for _ in range(9)]
+    many = langid(pairs(*zip(lines, lines, strict=True), src="sw", tgt="de"), LangidSettings(reject_below=0)).kept
+    for line in dict.fromkeys(lines):
+        alone = langid(pairs((line, line), src="sw", tgt="de"), LangidSettings(reject_below=0)).kept
+        for row in (i for i, other in enumerate(lines) if other == line):
+            for name in ("src_lid", "src_lid_prob", "tgt_lid", "tgt_lid_prob"):
+                assert many[name][row] == alone[name][0], line
+
+
 @hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), min_size=30, max_size=30))
 def test_the_default_model_agrees_on_any_text(lines: list[str]) -> None:
