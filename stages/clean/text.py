@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpusprep.arrow import string_buffers
+from corpusprep.bits import ONES, TOPS, bytes_equal, load64, trailing_zeros
 from corpusprep.kernels import kept, kernel
 from corpusprep.stages import languages
 
@@ -54,14 +55,21 @@ _TELLING_BYTES = {"cp1251": (0xD0, 0xD1, 0xE2)}
 class _Tables(NamedTuple):
     role: U8
     """How the character pass treats a code point below _SIZE."""
-    compose: U8
-    """1 if NFC may change the code point or join it to the previous one."""
-    order: U8
-    """Canonical combining class."""
-    lead2: npt.NDArray[np.uint16]
-    """By code point, the code pages (as bits) in which it is a misread first byte of a two-byte UTF-8 sequence."""
-    lead3: npt.NDArray[np.uint16]
-    following: npt.NDArray[np.uint16]
+    facts: npt.NDArray[np.uint64]
+    """What the scan has to know of a code point below _SIZE, in one number."""
+
+
+# Parts of `facts`, from the lowest bit: the steps that the character needs wherever it is (8 bits); whether it may stand only
+# after a character that holds it, and whether it holds such a character; the canonical combining class (8 bits). Then, as one
+# bit for each code page, whether the code page gives this character if it misreads the first byte of a UTF-8 sequence of two
+# bytes, or of three, or a later byte. Last, as first and as second character, the pairs in `_TRACES`.
+_HELD, _HOLDS = 1 << 8, 1 << 9
+_ORDER, _LEAD2, _LEAD3, _FOLLOWING, _FIRST, _SECOND = 10, 18, 27, 36, 45, 48
+_PAGES_MASK = (1 << len(_CODE_PAGES)) - 1
+# Pairs of characters that are not ASCII, maybe with ASCII between them, as in wrongly decoded text: a quotation mark that lost
+# its last byte; traces of Mac Roman in accents and, with any second character, in punctuation. Other pairs of Mac Roman are
+# ordinary French ("l'été").
+_TRACES = ((0xE2, 0x20AC), (0x201A, 0xC4), (0x221A, None))
 
 
 @kept(_Tables)
@@ -102,15 +110,25 @@ def _tables() -> _Tables:
     role[list(_SELECTORS)] = _SELECTOR
     role[0x20] = _BLANK
 
-    lead2, lead3, following = (np.zeros(_SIZE, np.uint16) for _ in range(3))
+    lead2, lead3, following = (np.zeros(_SIZE, np.uint64) for _ in range(3))
     for bit, page in enumerate(_CODE_PAGES):
         for byte in range(0x80, 0xF5):
             # If a code page has no character for a byte, programs decode the byte as a control character.
             read = bytes([byte]).decode(page, "ignore") or chr(byte)
             table = following if byte < 0xC0 else lead2 if 0xC2 <= byte < 0xE0 else lead3
             if byte not in (0xC0, 0xC1) and (byte < 0xC0 or byte in _TELLING_BYTES.get(page, (byte,))):
-                table[ord(read)] |= np.uint16(1 << bit)
-    return _Tables(role, compose, order, lead2, lead3, following)
+                table[ord(read)] |= np.uint64(1 << bit)
+    facts = np.where((role == _BLANK) | (role == _DELETE), CHARACTERS, 0).astype(np.uint64)
+    facts[compose != 0] |= np.uint64(COMPOSE)
+    facts[0xFFFD] |= np.uint64(REPLACEMENT)
+    facts[(role == _JOINER) | (role == _SELECTOR)] |= np.uint64(_HELD)
+    facts[(role == _HOLDER) | (role == _PICTURE)] |= np.uint64(_HOLDS)
+    for values, place in ((order, _ORDER), (lead2, _LEAD2), (lead3, _LEAD3), (following, _FOLLOWING)):
+        facts |= values.astype(np.uint64) << np.uint64(place)
+    for bit, (first, second) in enumerate(_TRACES):
+        facts[first] |= np.uint64(1 << (_FIRST + bit))
+        facts[slice(None) if second is None else second] |= np.uint64(1 << (_SECOND + bit))
+    return _Tables(role, facts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,7 +157,7 @@ def _is_letter(byte: int) -> bool:
     return (65 <= byte <= 90) or (97 <= byte <= 122)
 
 
-@kernel(inline="always", leaf=True)
+@kernel(leaf=True)
 def _ascii_needs(data: U8, i: int, end: int) -> int:
     """The steps that the ASCII character at i, other than a space, may need."""
     byte = data[i]
@@ -165,72 +183,69 @@ def _ascii_needs(data: U8, i: int, end: int) -> int:
     return 0
 
 
-@kernel
-def _scan(
-    offsets: I64, data: U8, role: U8, compose: U8, order: U8,
-    lead2: npt.NDArray[np.uint16], lead3: npt.NDArray[np.uint16], following: npt.NDArray[np.uint16], out: U8,
-) -> None:  # fmt: skip
+@kernel(inline="always", leaf=True)
+def _remarkable(before: np.uint64, word: np.uint64) -> np.uint64:
+    """The highest bit of each byte of the word that needs a look: not ASCII, a control character, `&`, `<`, `[`, `{`, or a
+    space after a space. Some other bytes may be marked too.
+
+    Args:
+        before: the eight bytes that begin one byte earlier.
+        word: eight bytes.
+    """
+    found = word | (word + np.uint64(ONES)) | (word - np.uint64(0x20 * ONES))
+    found |= bytes_equal(word, 38) | bytes_equal(word, 60) | bytes_equal(word, 91) | bytes_equal(word, 123)
+    found |= bytes_equal(word, 32) & bytes_equal(before, 32)
+    return found & np.uint64(TOPS)
+
+
+@kernel(leaf=True)
+def _scan(offsets: I64, data: U8, facts: npt.NDArray[np.uint64], out: U8) -> None:
+    zero = np.uint64(0)
+    last_word = data.size - 8
     for row in range(out.size):
-        i, end = offsets[row], offsets[row + 1]
-        needs = 0
-        last_order = 0
-        blank = True  # so a leading space counts as a double space
-        two = np.uint16(0)
-        three = np.uint16(0)
-        three_next = np.uint16(0)
-        previous_role = _PLAIN
-        previous_point: Any = np.int64(0)
+        start, end = offsets[row], offsets[row + 1]
+        i = start
+        needs = zero
+        before = facing = traces = zero  # facts of the character before, and what it lets the next one be
         while i < end:
             byte = data[i]
             if byte < 0x80:
                 if byte == 0x20:
-                    if blank:
-                        needs |= CHARACTERS
-                    blank = True
-                    previous_role = _BLANK
-                else:
-                    if byte < 0x40 or byte > 0x5A:
-                        needs |= _ascii_needs(data, i, end)
-                    blank = False
-                    previous_role = _PLAIN
-                last_order = 0
-                two = three = three_next = np.uint16(0)
+                    if i == start or data[i - 1] == 0x20:
+                        needs |= np.uint64(CHARACTERS)
+                elif byte < 0x40 or byte > 0x5A:
+                    needs |= np.uint64(_ascii_needs(data, i, end))
+                before = facing = zero
                 i += 1
+                # The words may extend into the next row: what is found there ends the loop.
+                while i < end and i <= last_word:
+                    found = _remarkable(load64(data, i - 1), load64(data, i))
+                    if found != 0:
+                        i += trailing_zeros(found) >> 3
+                        break
+                    i += 8
                 continue
             point, i = decode(data, i, end)
-            blank = False
             if point >= _SIZE:
                 if point >= 0xE0000:
-                    needs |= CHARACTERS
-                last_order = 0
-                two = three = three_next = np.uint16(0)
-                previous_role = _PLAIN
+                    needs |= np.uint64(CHARACTERS)
+                before = facing = zero
                 continue
-            kind = role[point]
-            if kind in (_BLANK, _DELETE) or (
-                kind in (_JOINER, _SELECTOR) and previous_role != _HOLDER and previous_role != _PICTURE
-            ):
-                needs |= CHARACTERS
-            previous_role = kind
-            if compose[point] != 0 or (order[point] != 0 and order[point] < last_order):
-                needs |= COMPOSE
-            last_order = order[point]
-            if point == 0xFFFD:
-                needs |= REPLACEMENT
-            tail = following[point]
-            if (two & tail) != 0 or (three_next & tail) != 0:
-                needs |= MOJIBAKE
-            if (point == 0x20AC and previous_point == 0xE2) or (
-                # Traces of Mac Roman in punctuation and accents; its other pairs are ordinary French ("l'été").
-                (point == 0xC4 and previous_point == 0x201A) or previous_point == 0x221A
-            ):
-                needs |= MOJIBAKE  # first case: a quotation mark that lost its last byte
-            previous_point = point
-            three_next = three & tail
-            two = lead2[point]
-            three = lead3[point]
-        if blank and offsets[row + 1] > offsets[row]:
-            needs |= CHARACTERS
+            fact = facts[point]
+            needs |= fact & np.uint64(0xFF)
+            if (fact & np.uint64(_HELD)) != 0 and (before & np.uint64(_HOLDS)) == 0:
+                needs |= np.uint64(CHARACTERS)
+            order = (fact >> np.uint64(_ORDER)) & np.uint64(0xFF)
+            if order != 0 and order < (before >> np.uint64(_ORDER)) & np.uint64(0xFF):
+                needs |= np.uint64(COMPOSE)
+            tail = (fact >> np.uint64(_FOLLOWING)) & np.uint64(_PAGES_MASK)
+            if ((before >> np.uint64(_LEAD2)) | facing) & tail != 0 or traces & (fact >> np.uint64(_SECOND)) != 0:
+                needs |= np.uint64(MOJIBAKE)
+            traces = (fact >> np.uint64(_FIRST)) & np.uint64(7)
+            facing = (before >> np.uint64(_LEAD3)) & tail
+            before = fact
+        if end > start and data[end - 1] == 0x20:
+            needs |= np.uint64(CHARACTERS)
         out[row] = needs
 
 
@@ -242,8 +257,8 @@ def _copy(data: U8, start: int, end: int, out: U8, at: int) -> int:
     return at
 
 
-@kernel
-def _tidy(offsets: I64, data: U8, role: U8, kind: U8, out_offsets: I64, out: U8) -> None:
+@kernel(leaf=True)
+def _tidy(offsets: I64, data: U8, role: U8, out_offsets: I64, out: U8) -> None:
     """The character pass: replaces white space of all kinds with single spaces and removes invisible characters.
 
     Joiners and variation selectors are kept after a letter of a script that needs joiners, and within an emoji.
@@ -283,8 +298,7 @@ def _tidy_characters(column: pa.Array[Any]) -> pa.Array[Any]:
     offsets, data = string_buffers(column)
     out_offsets = np.empty(offsets.size, np.int64)
     out = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
-    tables = _tables()
-    _tidy(offsets, data, tables.role, languages.character_table().kind, out_offsets, out)
+    _tidy(offsets, data, _tables().role, out_offsets, out)
     written: tuple[Any, Any] = (out_offsets, out[: out_offsets[-1]])
     buffers = [None, *map(pa.py_buffer, written)]
     return pa.Array.from_buffers(pa.large_string(), offsets.size - 1, buffers)
@@ -294,7 +308,7 @@ def scan(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> U8:
     """The steps that each of n texts may need, as bits, uint8 of shape (n,); 0 if the text is already normalised."""
     offsets, data = string_buffers(column)
     out = np.zeros(offsets.size - 1, np.uint8)
-    _scan(offsets, data, *_tables(), out)
+    _scan(offsets, data, _tables().facts, out)
     return out
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64
+from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
 from corpusprep.stages.dedup import search
-from corpusprep.stages.dedup.search import I32, I64, popcount
+from corpusprep.stages.dedup.search import I32, I64
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import intrinsic
 
 from corpusprep.arrow import U64
+from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
 
 I32 = npt.NDArray[np.int32]
@@ -39,14 +38,6 @@ _LARGE = 1024  # rows of a bucket that is never compared pairwise
 _DENSE, _EDGES = 64, 4  # a bucket is dense if it has more than _DENSE edges plus _EDGES edges per row
 # Measured times in nanoseconds: to deal a row into its part, to look it up in a table, to compare it with another row.
 _DEAL, _LOOK, _COMPARE = 10.0, 8.0, 30.0
-
-
-def _popcount(typing: Any, value: Any) -> Any:
-    """Number of set bits of a uint64: one instruction."""
-    return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
-
-
-popcount: Any = intrinsic(_popcount)
 
 
 def blocks(k: int) -> list[int]:
