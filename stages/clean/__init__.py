@@ -219,9 +219,11 @@ def _judge(table: pa.Table, sides: list[_text.Normalised], settings: CleanSettin
     limits = _Languages(table, settings)
     src, tgt = limits.src, limits.tgt
     copied = limits.limit("copied")
+    repetition = min(np.min(side.limit("repetition"), initial=1.0) for side in (src, tgt))
     found = features.examine(
-        sides[0].text, sides[1].text, src.scripts, tgt.scripts, float(max(np.min(copied, initial=1.0), 0.5))
-    )
+        sides[0].text, sides[1].text, src.scripts, tgt.scripts, float(max(np.min(copied, initial=1.0), 0.5)),
+        float(repetition),
+    )  # fmt: skip
     both = ((found.src, src), (found.tgt, tgt))
 
     def either(test: Callable[[features.Side, _Side], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:

@@ -10,45 +10,48 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import mix64, string_buffers
+from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
 from corpusprep.stages import languages
-from corpusprep.stages.clean.text import decode
-from corpusprep.stages.languages import DIGIT, LETTER, MARK, PUNCTUATION
+from corpusprep.stages.clean.measure import (
+    BLOCK,
+    CHARS,
+    COLUMNS,
+    FOREIGN,
+    LETTERS,
+    LONGEST_WORD,
+    MAX_DIGITS,
+    MAX_GROUPS,
+    PART,
+    PLAIN_WORDS,
+    QUESTION_MARKS,
+    SOLID,
+    TABLE_BITS,
+    URL_CHARS,
+    URLS,
+    WORDS,
+    facts_table,
+    find_rare,
+    fold,
+    measure,
+    numbers,
+)  # fmt: skip
+
+__all__ = [
+    "CHARS", "FOREIGN", "LETTERS", "LONGEST_WORD", "PLAIN_WORDS", "QUESTION_MARKS", "SOLID", "URLS", "URL_CHARS", "WORDS",
+]  # fmt: skip
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
-MAX_GROUPS = 64  # groups of digits that are compared per side
-MAX_DIGITS = 512
-GRAM = 8  # characters of a phrase in the repetition rule
-TABLE_BITS = 13
-FOLD_BITS, FOLD_MASK = 21, (1 << 21) - 1
 MAX_FOLDED = 4096  # letters that are compared to find near copies
-
-_COLUMNS = (
-    "chars",  # code points
-    "solid",  # code points that are not spaces
-    "letters",  # letters and their combining marks
-    "outside",  # letters outside URLs
-    "url_chars",
-    "urls",
-    "longest_word",
-    "question_marks",  # question marks between two letters, the second in lower case
-    "words",  # runs of letters between spaces
-    "plain_words",  # words that do not begin with a capital
-    "foreign",  # digits, letters of unexpected scripts, and URLs: they have the same length in any language
-)
-_BEYOND = LETTER | languages.script_number("Hani") << 3 | 1 << 9  # characters beyond the end of the table are Han
-CHARS, SOLID, LETTERS, OUTSIDE, URL_CHARS, URLS, LONGEST_WORD, QUESTION_MARKS, WORDS, PLAIN_WORDS, FOREIGN = range(
-    len(_COLUMNS)
-)
 
 
 class Side(NamedTuple):
     """Measurements of n texts.
 
     Attributes:
-        counts: int32 of shape (n, columns), see `_COLUMNS`.
+        counts: int32 of shape (n, columns), see `COLUMNS`.
         script: float32 of shape (n,), share of letters in an expected script; NaN if no script is expected or no letter
             has a known script. Letters are weighted by how much text a letter of their script stands for.
         repeated: float32 of shape (n,), share of the 8-character phrases that occur earlier in the same text.
@@ -76,221 +79,6 @@ class Features(NamedTuple):
     same: F32
     numbers: F32
     url_mismatch: npt.NDArray[np.bool_]
-
-
-@kernel(inline="always")
-def _lower(byte: int) -> int:
-    return byte + 32 if 65 <= byte <= 90 else byte
-
-
-@kernel(leaf=True)
-def _may_hold_url(data, start, end):  # type: ignore[no-untyped-def]
-    """Whether the text contains `://` or `www.`: a cheap test that saves most texts the search at each word."""
-    for k in range(start, end - 3):
-        if data[k + 1] == 47 and data[k] == 58 and data[k + 2] == 47:
-            return True
-        if data[k + 3] == 46 and _lower(data[k]) == 119 and _lower(data[k + 1]) == 119 and _lower(data[k + 2]) == 119:
-            return True
-    return False
-
-
-@kernel(leaf=True)
-def _url_end(data, start, end):  # type: ignore[no-untyped-def]
-    """The end of the URL at `start`, or `start` if there is no URL. `start` must be the beginning of a word."""
-    i = start
-    while i < end and i - start < 12 and 97 <= _lower(data[i]) <= 122:
-        i += 1
-    scheme = i - start
-    if scheme >= 3 and i + 3 < end and data[i] == 58 and data[i + 1] == 47 and data[i + 2] == 47:
-        i += 3
-    elif (
-        scheme == 3 and i < end and data[i] == 46 and _lower(data[start]) == 119 and _lower(data[start + 1]) == 119
-        and _lower(data[start + 2]) == 119 and i + 1 < end and data[i + 1] < 0x80 and data[i + 1] > 0x2F
-    ):  # fmt: skip
-        i += 1
-    else:
-        return start
-    while i < end and 0x20 < data[i] < 0x7F and data[i] != 60 and data[i] != 62 and data[i] != 34:
-        i += 1
-    while i > start and (
-        data[i - 1] == 46
-        or data[i - 1] == 44
-        or data[i - 1] == 59
-        or data[i - 1] == 58
-        or data[i - 1] == 33
-        or data[i - 1] == 63
-        or data[i - 1] == 39
-        or data[i - 1] == 41
-        or data[i - 1] == 93
-        or data[i - 1] == 47
-    ):
-        i -= 1
-    return i
-
-
-@kernel(leaf=True)
-def _site(data, start, end):  # type: ignore[no-untyped-def]
-    """Hash of the longest label of a URL's host: the same for en.wikipedia.org and de.wikipedia.org."""
-    i = start
-    while i < end and data[i] != 58 and data[i] != 46:
-        i += 1
-    if i < end and data[i] == 58:
-        i += 3
-    else:
-        i = start
-    best_hash = np.uint64(0)
-    best = -1
-    length = 0
-    state = np.uint64(0)
-    while i <= end:
-        byte = _lower(data[i]) if i < end else 47
-        stop = byte == 47 or byte == 58 or byte == 63 or byte == 35
-        if stop or byte == 46:
-            if length > best:
-                best = length
-                best_hash = state
-            length = 0
-            state = np.uint64(0)
-            if stop:
-                break
-        else:
-            state = mix64(state ^ np.uint64(byte))
-            length += 1
-        i += 1
-    return best_hash
-
-
-@kernel(leaf=True)
-def _measure(  # type: ignore[no-untyped-def]
-    data, start, end, packed, digit, weights, expected, salt, counts, folded, digits, groups, seen
-):  # fmt: skip
-    """Measures one text.
-
-    Fills counts, folded (letters and digits), digits (values, in order), groups (the start of each group of digits).
-    Returns (share of expected script, share of repeated phrases, folded length, number of digits, number of groups,
-    hash of sites, set of letters).
-    """
-    wanted = known = 0
-    chars = solid = letters = outside = url_chars = urls = longest_word = question_marks = words = plain_words = (
-        foreign
-    ) = 0
-    n_folded = n_digits = n_groups = word = again = 0
-    sites = np.uint64(0)
-    letter_set = np.uint64(0)
-    url_end = start
-    url_ahead = _may_hold_url(data, start, end)
-    previous_letter = asked = in_digits = in_word = False
-    word_start = True
-    # Phrases: the key is the low bytes of the last 8 characters. The table has one slot per key, and a new entry
-    # overwrites the old one. So the table is never cleared; the salt separates the texts.
-    key = np.uint64(0)
-    point: Any  # int64
-    facts: Any
-    weight: Any
-    match: Any
-
-    i = start
-    while i < end:
-        byte = np.int64(data[i])
-        if url_ahead and word_start and byte < 0x80 and i >= url_end and (byte | 32) >= 97:
-            url_end = _url_end(data, i, end)
-            if url_end > i:
-                urls += 1
-                sites += _site(data, i, url_end)
-        url = i < url_end
-        if byte < 0x80:
-            point = byte
-            i += 1
-        else:
-            point, i = decode(data, i, end)
-        if point < packed.size:
-            facts = np.int64(packed[point])
-        elif point < 0x323B0:
-            facts = (np.int64(_BEYOND) << FOLD_BITS) | point
-        else:
-            facts = point
-        low = facts & FOLD_MASK
-        what = (facts >> FOLD_BITS) & 7
-        which = (facts >> (FOLD_BITS + 3)) & 63
-        chars += 1
-        key = (key << np.uint64(8)) | np.uint64(low & 255)
-        if chars >= GRAM:
-            # The slot depends only on the key: the result must not depend on the row's number.
-            mark = key ^ salt
-            place = np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - TABLE_BITS))
-            again += seen[place] == mark
-            seen[place] = mark
-        if point == 0x20:
-            word = 0
-            word_start = True
-            previous_letter = asked = in_digits = in_word = False
-            continue
-        solid += 1
-        letter = what in (LETTER, MARK)
-        number = what == DIGIT
-        if url:
-            url_chars += 1
-            foreign += 1
-            letters += letter
-            word = 0
-        else:
-            if letter:
-                letters += 1
-                outside += 1
-                if not in_word:
-                    in_word = True
-                    words += 1
-                    plain_words += low == point
-                if which > 0:
-                    weight = weights[which]
-                    match = np.int64((expected >> np.uint64(which)) & np.uint64(1))
-                    known += weight
-                    wanted += weight * match
-                    foreign += 1 - match
-                    if asked and low == point and 97 <= point < 0x250:
-                        question_marks += 1
-            # Words end at white space, punctuation other than apostrophes, and letters of scripts without spaces.
-            if facts >> (FOLD_BITS + 9) or (what == PUNCTUATION and point != 39 and point != 0x2019):
-                word = 0
-            else:
-                word += 1
-                longest_word = max(longest_word, word)
-        asked = point == 63 and previous_letter and not url
-        if number and not url:
-            if not in_digits and n_groups < MAX_GROUPS:
-                groups[n_groups] = n_digits
-                n_groups += 1
-            in_digits = True
-            foreign += 1
-            if n_digits < MAX_DIGITS:
-                digits[n_digits] = digit[point]
-                n_digits += 1
-        else:
-            if (
-                in_digits
-                and solid <= n_digits + 2
-                and n_groups == 1
-                and (
-                    point == 41 or ((point == 45 or point == 46 or point == 58) and i < end and not 48 <= data[i] <= 57)
-                )
-            ):
-                n_digits = n_groups = 0  # "12) ", "3. ": a list number, not part of the text
-            in_digits = False
-        if (letter or number) and n_folded < MAX_FOLDED:
-            folded[n_folded] = digit[point] if number else low
-            n_folded += 1
-            letter_set |= np.uint64(1) << np.uint64(low & 63)
-        word_start = not (letter or number)
-        previous_letter = letter
-    groups[n_groups] = n_digits
-    counts[CHARS], counts[SOLID], counts[LETTERS], counts[OUTSIDE] = chars, solid, letters, outside
-    counts[URL_CHARS], counts[URLS] = url_chars, urls
-    counts[LONGEST_WORD], counts[QUESTION_MARKS] = longest_word, question_marks
-    counts[WORDS], counts[PLAIN_WORDS] = words, plain_words
-    counts[FOREIGN] = foreign if expected != 0 else 0
-    share = np.float32(wanted / known) if known > 0 and expected != 0 else np.float32(np.nan)
-    repeated = np.float32(again / (chars - GRAM + 1)) if chars >= GRAM else np.float32(0)
-    return share, repeated, n_folded, n_digits, n_groups, sites, letter_set
 
 
 @kernel(leaf=True)
@@ -405,47 +193,43 @@ def _sameness(a, n, b, m, least, histogram, row):  # type: ignore[no-untyped-def
     return np.float32(1) - np.float32(distance) / np.float32(longest)
 
 
-@kernel(inline="always")
-def _bits(word):  # type: ignore[no-untyped-def]
-    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
-
-
-@kernel
+@kernel(leaf=True)
 def _examine(  # type: ignore[no-untyped-def]
-    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, packed, digit, weights, least_same,
-    src_counts, tgt_counts, src_script, tgt_script, src_repeated, tgt_repeated, same, numbers, url_mismatch,
+    src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, table, digit, weights, least_same,
+    most_repeated, src_counts, tgt_counts, src_script, tgt_script, src_repeated, tgt_repeated, same, missing, url_mismatch,
+    src_parts, tgt_parts, facts, low, seen, folded, digits, groups, histogram, edits,
 ):  # fmt: skip
-    folded = np.zeros((2, MAX_FOLDED), np.uint32)
-    digits = np.zeros((2, MAX_DIGITS), np.uint8)
-    groups = np.zeros((2, MAX_GROUPS + 1), np.int64)
-    seen = np.zeros(1 << TABLE_BITS, np.uint64)
-    histogram = np.zeros(32, np.int32)
-    row = np.zeros(MAX_FOLDED + 2, np.int64)
+    find_rare(src_data, src_offsets[0], src_offsets[same.size], src_parts)
+    find_rare(tgt_data, tgt_offsets[0], tgt_offsets[same.size], tgt_parts)
     for i in range(same.size):
-        src_script[i], src_repeated[i], n, n_digits, n_groups, sites, letters = _measure(
-            src_data, src_offsets[i], src_offsets[i + 1], packed, digit, weights, src_expected[i], mix64(np.uint64(2 * i)),
-            src_counts[i], folded[0], digits[0], groups[0], seen,
+        src_script[i], src_repeated[i], n, n_digits, sites = measure(
+            src_data, src_offsets[i], src_offsets[i + 1], src_parts, table, weights, src_expected[i], most_repeated,
+            mix64(np.uint64(2 * i)), src_counts, i, facts[0], low, seen,
         )  # fmt: skip
-        tgt_script[i], tgt_repeated[i], m, m_digits, m_groups, other_sites, others = _measure(
-            tgt_data, tgt_offsets[i], tgt_offsets[i + 1], packed, digit, weights, tgt_expected[i], mix64(np.uint64(2 * i + 1)),
-            tgt_counts[i], folded[1], digits[1], groups[1], seen,
+        tgt_script[i], tgt_repeated[i], m, m_digits, other_sites = measure(
+            tgt_data, tgt_offsets[i], tgt_offsets[i + 1], tgt_parts, table, weights, tgt_expected[i], most_repeated,
+            mix64(np.uint64(2 * i + 1)), tgt_counts, i, facts[1], low, seen,
         )  # fmt: skip
-        url_mismatch[i] = src_counts[i, URLS] != tgt_counts[i, URLS] or sites != other_sites
-        same[i] = 0
-        # An edit removes at most one letter from the set of letters and adds at most one.
-        if _bits(letters ^ others) <= 2 * (1 - least_same) * max(n, m) + 1e-6:
-            same[i] = _sameness(folded[0], n, folded[1], m, least_same, histogram, row)
-        numbers[i] = 0
+        url_mismatch[i] = src_counts[URLS, i] != tgt_counts[URLS, i] or sites != other_sites
+        n, m = min(n, MAX_FOLDED), min(m, MAX_FOLDED)
+        longest = max(n, m)
+        # As many edits as the lengths differ by are needed at least.
+        if longest > 0 and abs(n - m) <= int((1 - least_same) * longest + 1e-6):
+            letters = fold(facts[0], src_counts[CHARS, i], digit, folded[0])
+            others = fold(facts[1], tgt_counts[CHARS, i], digit, folded[1])
+            # An edit removes at most one letter from the set of letters and adds at most one.
+            if popcount(letters ^ others) <= 2 * (1 - least_same) * longest + 1e-6:
+                same[i] = _sameness(folded[0], n, folded[1], m, least_same, histogram, edits)
+        if n_digits > 1 and m_digits > 1:
+            n_digits, n_groups = numbers(facts[0], src_counts[CHARS, i], digit, digits[0], groups[0])
+            m_digits, m_groups = numbers(facts[1], tgt_counts[CHARS, i], digit, digits[1], groups[1])
         if n_digits > 1 and m_digits > 1:
             total, lacking = _lacking(digits[0], groups[0], n_groups, digits[1], groups[1], m_groups, m_digits)
             other_total, other_lacking = _lacking(
                 digits[1], groups[1], m_groups, digits[0], groups[0], n_groups, n_digits
             )
             if lacking > 0 and other_lacking > 0:
-                numbers[i] = np.float32(lacking + other_lacking) / np.float32(total + other_total)
+                missing[i] = np.float32(lacking + other_lacking) / np.float32(total + other_total)
 
 
 def script_mask(scripts: tuple[str, ...]) -> int:
@@ -454,20 +238,12 @@ def script_mask(scripts: tuple[str, ...]) -> int:
 
 
 @functools.cache
-def _packed_table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Character properties packed into one number (lower case, kind, script, whether the script has no spaces), values
-    of digits, and weights of letters by script."""
-    table = languages.character_table()
-    spaceless = np.zeros(64, np.uint32)
+def _weights() -> npt.NDArray[np.int64]:
+    """Weights of letters by the number of their script: a Han character stands for as much text as three Latin letters."""
     weights = np.ones(64, np.int64)
     for script in languages.SCRIPTS:
-        number = languages.script_number(script)
-        spaceless[number] = script in languages.SPACELESS_SCRIPTS
-        # A Han character stands for as much text as three Latin letters.
-        weights[number] = round(100 / languages.script_length(script))
-    facts = table.kind.astype(np.uint32) | table.script.astype(np.uint32) << np.uint32(3)
-    facts |= spaceless[table.script] << np.uint32(9)
-    return table.fold | facts << np.uint32(FOLD_BITS), table.digit, weights
+        weights[languages.script_number(script)] = round(100 / languages.script_length(script))
+    return weights
 
 
 def examine(
@@ -476,6 +252,7 @@ def examine(
     src_expected: npt.NDArray[np.uint64],
     tgt_expected: npt.NDArray[np.uint64],
     least_same: float = 0.75,
+    most_repeated: float = 0.0,
 ) -> Features:
     """Measures n pairs of normalised texts.
 
@@ -483,15 +260,27 @@ def examine(
         src, tgt: n strings each.
         src_expected, tgt_expected: uint64 of shape (n,), the expected `script_mask` of each text; 0 expects none.
         least_same: lower similarities of the two sides are returned as 0.
+        most_repeated: shares of repeated phrases that are not higher may be returned as 0.
     """
     n = len(src)
-    counts = np.zeros((2, n, len(_COLUMNS)), np.int32)
+    (src_offsets, src_data), (tgt_offsets, tgt_data) = string_buffers(src), string_buffers(tgt)
+    counts = np.zeros((2, len(COLUMNS), n), np.int32)
     script, repeated = np.zeros((2, n), np.float32), np.zeros((2, n), np.float32)
-    same, numbers, url_mismatch = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
+    same, missing, url_mismatch = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, bool)
+    room = 2 * BLOCK + max(int(np.diff(offsets).max(initial=0)) for offsets in (src_offsets, tgt_offsets))
     _examine(
-        *string_buffers(src), *string_buffers(tgt), src_expected, tgt_expected, *_packed_table(), least_same,
-        counts[0], counts[1], script[0], script[1], repeated[0], repeated[1], same, numbers, url_mismatch,
+        src_offsets, src_data, tgt_offsets, tgt_data, src_expected, tgt_expected, facts_table(),
+        languages.character_table().digit, _weights(), least_same, most_repeated,
+        counts[0], counts[1], script[0], script[1], repeated[0], repeated[1], same, missing, url_mismatch,
+        np.zeros(src_data.size // PART + 1, np.uint8), np.zeros(tgt_data.size // PART + 1, np.uint8),
+        np.zeros((2, room), np.uint32), np.zeros(room, np.uint8), np.zeros(1 << TABLE_BITS, np.uint64),
+        np.zeros((2, MAX_FOLDED), np.uint32), np.zeros((2, MAX_DIGITS), np.uint8),
+        np.zeros((2, MAX_GROUPS + 1), np.int64), np.zeros(32, np.int32), np.zeros(MAX_FOLDED + 2, np.int64),
     )  # fmt: skip
     return Features(
-        Side(counts[0], script[0], repeated[0]), Side(counts[1], script[1], repeated[1]), same, numbers, url_mismatch
+        Side(counts[0].T, script[0], repeated[0]),
+        Side(counts[1].T, script[1], repeated[1]),
+        same,
+        missing,
+        url_mismatch,
     )
