@@ -123,9 +123,10 @@ def find_rare(data: U8, first: int, last: int, parts: U8) -> None:
         for k in range(PART):
             at = begin + np.uint64(k)
             a, b, c, d = data[at], data[at + one], data[at + two], data[at + three]
-            scheme = (a ^ np.uint8(58)) | (b ^ np.uint8(47)) | (c ^ np.uint8(47))  # ://
-            host = ((a & b & c | np.uint8(32)) ^ np.uint8(119)) | (d ^ np.uint8(46))  # www.
-            mark = (a ^ np.uint8(63)) | (~b & np.uint8(64) & ~(b >> np.uint8(1)))  # ? and a letter
+            # Back to bytes, of which a register holds many: Numba computes with 64 bits.
+            scheme = np.uint8((a ^ np.uint8(58)) | (b ^ np.uint8(47)) | (c ^ np.uint8(47)))  # ://
+            host = np.uint8(((a & b & c | np.uint8(32)) ^ np.uint8(119)) | (d ^ np.uint8(46)))  # www.
+            mark = np.uint8((a ^ np.uint8(63)) | (~b & np.uint8(64) & ~(b >> np.uint8(1))))  # ? and a letter
             url = scheme if scheme < url else url
             url = host if host < url else url
             asked = mark if mark < asked else asked
