@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
+from corpusprep.bits import TOPS, bytes_equal, load64, trailing_zeros
 from corpusprep.kernels import kept, kernel
 
 Bytes = npt.NDArray[np.uint8]
@@ -60,57 +61,90 @@ def flaws(src: pa.ChunkedArray[Any], tgt: pa.ChunkedArray[Any]) -> npt.NDArray[n
     return out
 
 
-@kernel
-def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[int, int]:
-    """Number of flaws of one text, and the class of the mark at its end (0: none)."""
-    upper, lower, flawed, spaced = 0, 0, 0, False
-    first, before, last, dots = 0, 0, 0, 0
-    i = start
+@kernel(inline="always", leaf=True)
+def _class(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[Any, int]:
+    """The class of the character at `start`, and the end of the character."""
+    byte = np.int64(data[start])
+    if byte < 0x80:
+        return np.int64(classes[byte]), start + 1
+    if byte < 0xE0 and start + 1 < end:
+        return np.int64(classes[(byte & 0x1F) << 6 | np.int64(data[start + 1]) & 0x3F]), start + 2
+    if byte < 0xF0 and start + 2 < end:
+        code = (byte & 0x0F) << 12 | (np.int64(data[start + 1]) & 0x3F) << 6 | np.int64(data[start + 2]) & 0x3F
+        return np.int64(classes[code]), start + 3
+    return np.int64(_OTHER_LETTER), start + 4
+
+
+@kernel(leaf=True)
+def _spaced(data: Bytes, start: int, end: int, classes: Bytes) -> bool:
+    """Whether there is a space before a full stop or comma."""
+    i = start + 1
+    last_word = data.size - 8
     while i < end:
-        byte = data[i]
-        if byte < 0x80:
-            code, size = int(byte), 1
-        elif byte < 0xE0:
-            code, size = (int(byte) & 0x1F) << 6, 2
-        elif byte < 0xF0:
-            code, size = (int(byte) & 0x0F) << 12, 3
-        else:
-            code, size = 0, 4
-        if i + size > end:
-            break
-        if size == 2:
-            code |= int(data[i + 1]) & 0x3F
-        elif size == 3:
-            code |= (int(data[i + 1]) & 0x3F) << 6 | (int(data[i + 2]) & 0x3F)
-        kind = int(classes[code]) if size < 4 else _OTHER_LETTER
-        if kind == _UPPER:
-            upper += 1
-        elif kind == _LOWER:
-            lower += 1
-        if first == 0 and kind != _SPACE:
-            first = 1
-            if kind == _DASH:
-                flawed += 1
-        if before == _SPACE and code in (44, 46):
-            spaced = True
-        before = kind
-        dots = dots + 1 if code == 46 else (dots if kind in (_CLOSING, _SPACE) else 0)
-        if kind not in (_CLOSING, _SPACE):
+        if i <= last_word:
+            # Eight bytes at a time: a full stop or comma after a space or a character that is not ASCII.
+            before = load64(data, i - 1)
+            word = load64(data, i)
+            found = (
+                (bytes_equal(word, 44) | bytes_equal(word, 46)) & (bytes_equal(before, 32) | before) & np.uint64(TOPS)
+            )
+            if found == 0:
+                i += 8
+                continue
+            i += trailing_zeros(found) >> 3
+            if i >= end:
+                return False
+        if data[i] == 44 or data[i] == 46:
+            k: Any = i - 1
+            while k > start and data[k] & 0xC0 == 0x80:
+                k -= 1
+            if _class(data, k, end, classes)[0] == _SPACE:
+                return True
+        i += 1
+    return False
+
+
+@kernel(leaf=True)
+def _side(data: Bytes, start: int, end: int, classes: Bytes) -> tuple[Any, Any]:
+    """Number of flaws of one text, and the class of the mark at its end (0: none)."""
+    flawed: Any = 0
+    i = start
+    kind = np.int64(_SPACE)
+    while i < end and kind == _SPACE:
+        kind, i = _class(data, i, end, classes)
+    flawed += kind == _DASH
+    upper = lower = 0
+    i = start
+    while i < end and lower == 0:
+        kind, i = _class(data, i, end, classes)
+        upper += kind == _UPPER
+        lower += kind == _LOWER
+    flawed += upper >= 4 and lower == 0
+    last = np.int64(0)
+    dots = 0
+    i = end
+    while i > start:
+        i -= 1
+        while i > start and data[i] & 0xC0 == 0x80:
+            i -= 1
+        kind, _ = _class(data, i, end, classes)
+        if kind in (_CLOSING, _SPACE):
+            continue
+        if last == 0:
             last = kind
-        i += size
+        if data[i] != 46:
+            break
+        dots += 1
     if dots >= 2:
-        last = _ELLIPSIS
+        last = np.int64(_ELLIPSIS)
     if last < _FULL_STOP:
-        last = 0
+        last = np.int64(0)
         flawed += 1
-    if upper >= 4 and lower == 0:
-        flawed += 1
-    if spaced:
-        flawed += 1
+    flawed += _spaced(data, start, end, classes)
     return flawed, last
 
 
-@kernel
+@kernel(leaf=True)
 def _flaws(
     src_offsets: npt.NDArray[np.int64],
     src_data: Bytes,
