@@ -249,16 +249,17 @@ def fold_text(data: U8, start: Int, end: Int, t: Tables, out: U32) -> Int:
     """
     size: Int = 0
     i = start
+    fold = t.fold
     while i < end:
         byte = data[i]
         if byte < 0x80:
             i += 1
-            folded = t.fold[byte]
-            out[size] = folded  # without a branch, because ends of words are hard to predict
+            folded = fold[byte]
+            out[np.uint64(size)] = folded  # without a branch, because ends of words are hard to predict
             size += folded != _DROP
             continue
         code, i = _decode(data, i, end)
-        folded = t.fold[code]
+        folded = fold[code]
         if folded < _SEQUENCE:
             out[size] = folded
             size += folded != _DROP
@@ -322,7 +323,7 @@ def _gram(codes: U32, i: Int, n: Int, marker: int) -> np.uint64:
     """The feature at i before mixing: the marker and n characters as the digits of a number in base `_BASE`."""
     value = np.uint64(marker)
     for k in range(n):
-        value = value * np.uint64(_BASE) + np.uint64(codes[i + k])
+        value = value * np.uint64(_BASE) + np.uint64(codes[np.uint64(i) + np.uint64(k)])
     return value
 
 
@@ -335,7 +336,7 @@ def _next_gram(value: np.uint64, codes: U32, i: Int, n: Int, weight: np.uint64, 
         lead: correction that keeps the weight of the marker.
     """
     value = value * np.uint64(_BASE) + lead
-    return value - np.uint64(codes[i]) * weight + np.uint64(codes[i + n])
+    return value - np.uint64(codes[np.uint64(i)]) * weight + np.uint64(codes[np.uint64(i + n)])
 
 
 @kernel(inline="always", leaf=True)
