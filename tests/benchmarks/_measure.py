@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PEERS = {
-    "opusfilter": ("opusfilter==3.3.1", "fasttext-predict==0.9.2.4"),
+    "opusfilter": ("opusfilter==3.3.1", "fasttext-predict==0.9.2.4", "eflomal==2.0.0"),
+    "datatrove": ("datatrove[io,processing]==0.10.1", "spacy==3.8.18"),
+    # data-juicer imports aiohttp, which it does not require.
+    "data-juicer": ("py-data-juicer==1.6.1", "aiohttp", "simhash-pybind==0.0.3", "fasttext-predict==0.9.2.4"),
     "text-dedup": ("text-dedup==0.4.0",),
     "comet": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[comet]"),
     "train": (os.environ.get("TORCH") or "torch", "-e", f"{ROOT}[train]"),

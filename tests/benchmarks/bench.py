@@ -1,11 +1,12 @@
 """corpusprep against its peers, in alternating runs on one machine: prints one table of ratios.
 
-    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,start,learn,whole,pass1,comet,rounds,train,scale]
+    python tests/benchmarks/bench.py [--parts langid,fingerprints,search,text-dedup,start,learn,whole,pass1,recipes,comet,rounds,train,scale]
                                      [--data FOLDER] [--out DIR]
 
 Peers are installed into environments of their own, in DIR. langid, fingerprints and pass1 run on real text where FOLDER has
-it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); the rest is generated (`generate.py`). What a
-part measured takes the place of its section of `RESULTS.md` beside this file; the other sections stay.
+it (`bitext/multi30k_train/en-de.tsv.gz` and `bitext/lafand_train/en-swa.tsv.gz`); whole and recipes need it; the rest is
+generated (`generate.py`). What a part measured takes the place of its section of `RESULTS.md` beside this file; the other
+sections stay.
 
     langid        both sides of pairs, per core, against fasttext-predict with the same model
     fingerprints  SimHash of character 4-grams, per core, against the simhash package
@@ -16,6 +17,8 @@ part measured takes the place of its section of `RESULTS.md` beside this file; t
                   `corpusprep langid` from Parquet to Parquet
     pass1         `corpusprep run --until langid` (read, clean, identify, fingerprint, verify, write) against OpusFilter with
                   the same number of processes, and its cheap rules or those for scripts and repetitions too
+    recipes       whole runs against the whole recipes of OpusFilter (with its word alignment model, for which a C compiler
+                  builds eflomal), datatrove and data-juicer for the same stages (`recipes.py`)
     text-dedup    `corpusprep dedup` against text-dedup's SimHash command
     comet         the comet scorer against COMET's own `predict` (`comet_scorer.py`), models of random weights, on the
                   CPU. TORCH names the PyTorch to install, as in TORCH=torch==2.13.0
@@ -42,6 +45,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import recipes
 import whole_runs
 from _measure import Cost, alternate, command, environment, machine, median_ratio
 
@@ -272,21 +276,7 @@ def bench_pass1(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
         first, second = pair.split("-")
         distinct = len(set(read_lines(folder / f"many.{pair}.tsv")))
         repeated = f"{distinct:,} rows over and over; " if distinct < 400_000 else ""
-        cheap = [
-            {"LengthFilter": {"unit": "char", "min_length": 1, "max_length": 1000}},
-            {"LengthRatioFilter": {"unit": "char", "threshold": 3}},
-            {"LongWordFilter": {"threshold": 40}},
-            {"HtmlTagFilter": {}},
-            {"AlphabetRatioFilter": {"threshold": 0.5}},
-            {"NonZeroNumeralsFilter": {"threshold": 0.5}},
-            {"SimilarityFilter": {"threshold": 0.75}},
-            {"FastTextFilter": {"languages": [first, second], "thresholds": [0.2, 0.2],
-                                "model_path": str(model_files(LangidSettings())[0])}},
-        ]  # fmt: skip
-        more = [
-            {"CharacterScoreFilter": {"scripts": ["Latin", "Latin"], "thresholds": [0.9, 0.9]}},
-            {"RepetitionFilter": {"threshold": 4}},
-        ]
+        cheap, more = recipes.opusfilter_rules(pair, Path(model_files(LangidSettings())[0]))
         rules = {"cheap rules": cheap, "all rules": [*cheap, *more]}
         costs: dict[tuple[str, str], list[Cost]] = {}
         for _ in range(rounds):
@@ -320,6 +310,32 @@ def bench_pass1(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
             rows.append(
                 row(f"pass 1, {name} {pair}, {name_of}, whole run of 500,000", taken(whole[0]), "OpusFilter 3.3.1",
                     taken(whole[1]), whole[1].wall / whole[0].wall, "with the start of the program")
+            )  # fmt: skip
+    return rows
+
+
+def bench_recipes(out: Path, data: Path | None, rounds: int = 2) -> list[Row]:
+    model, rows = Path(model_files(LangidSettings())[0]), []
+    for name, (pair, file) in REAL.items():
+        lines = [line.decode() for line in real_lines(data, file)]
+        if not lines:
+            print(f"recipes: needs --data with {file}", file=sys.stderr)
+            continue
+        for found in recipes.compare(out, out / f"recipes-{name}", pair, lines, model, rounds):
+            mine, other = (
+                {size: fastest([cost for cost, _ in runs]) for size, runs in who.items()}
+                for who in (found.ours, found.theirs)
+            )
+            ours, theirs = (cost["many"].wall - cost["ten"].wall for cost in (mine, other))
+            kept, left = (who["many"][0][1] for who in (found.ours, found.theirs))
+            peer, what, count = found.peer, f"rules to {found.peer.last}, {name} {pair}", found.rows - 10
+            rows.append(
+                row(f"{what}, marginal", rate(count, ours), peer.name, rate(count, theirs), theirs / ours, peer.note)
+            )
+            rows.append(
+                row(f"{what}, whole run of {found.rows:,}", taken(mine["many"]), peer.name, taken(other["many"]),
+                    other["many"].wall / mine["many"].wall,
+                    f"with the start of the programs; ours kept {kept:,} rows, theirs {left:,}")
             )  # fmt: skip
     return rows
 
@@ -421,7 +437,7 @@ def bench_scale(out: Path, data: Path | None) -> list[Row]:
     return rows
 
 
-PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
+PARTS: dict[str, Callable[..., list[Row]]] = {
     "langid": bench_langid,
     "fingerprints": bench_fingerprints,
     "search": bench_search,
@@ -430,6 +446,7 @@ PARTS: dict[str, Callable[[Path, Path | None], list[Row]]] = {
     "learn": bench_learn,
     "whole": bench_whole,
     "pass1": bench_pass1,
+    "recipes": bench_recipes,
     "comet": bench_comet,
     "rounds": bench_rounds,
     "train": bench_train,
@@ -455,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all)")
     parser.add_argument("--data", type=Path, help="folder with real text")
-    parser.add_argument("--rounds", type=int, default=2, help="of pass1 (default: 2)")
+    parser.add_argument("--rounds", type=int, default=2, help="of pass1 and recipes (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for what is needed")
     options = parser.parse_args(arguments)
     wanted = options.parts.split(",")
@@ -466,7 +483,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for part in wanted:
         about = f"{time.strftime('%Y-%m-%d')}, {machine()}."
-        found = bench_pass1(out, data, options.rounds) if part == "pass1" else PARTS[part](out, data)
+        rounds = {"rounds": options.rounds} if part in ("pass1", "recipes") else {}
+        found = PARTS[part](out, data, **rounds)
         write_results(HERE / "RESULTS.md", {part: section(about, found)})
 
 
