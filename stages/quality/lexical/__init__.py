@@ -22,7 +22,7 @@ from corpusprep.errors import RunError
 from corpusprep.kernels import kernel
 from corpusprep.stage import pairs_of
 from corpusprep.stages.quality.lexical import features as evidence
-from corpusprep.stages.quality.lexical import text
+from corpusprep.stages.quality.lexical import text, words
 from corpusprep.stages.quality.lexical.features import N_FEATURES, Model, Side
 from corpusprep.stages.quality.lexical.model1 import Rows, link, train
 from corpusprep.stages.quality.lexical.table import make_table
@@ -48,6 +48,7 @@ _CONTRASTED = 6000  # rows used by the regressions
 _PRIORS = (0.7, 0.5)
 _RIDGE = 3.0
 _BLOCK = 4  # rows that are added to a Hessian together
+_AT_ONCE = 1 << 14  # rows whose features are in memory
 _LEAST = 20  # with fewer rows nothing is learned, and no row is judged
 
 
@@ -89,8 +90,8 @@ def score(model: Model, src: Text, tgt: Text) -> F32:
     """Probabilities that rows are translations, (n,)."""
     n = src[0].size - 1
     out = np.empty(n, np.float32)
-    for first in range(0, n, 4096):
-        rows = np.arange(first, min(first + 4096, n))
+    for first in range(0, n, _AT_ONCE):
+        rows = np.arange(first, min(first + _AT_ONCE, n))
         evidence.judge(_evidence(model, src, tgt, rows, rows), model.weights, out[first : first + rows.size])
     return out
 
@@ -220,11 +221,11 @@ def _tokenise(offsets: I64, data: U8, rows: int, tables: text.Tables, plan: I32)
     longest = 0
     for r in range(rows):
         longest = max(longest, offsets[r + 1] - offsets[r])
-    cut = text.make_cut(longest)
+    cut = text.make_cut(longest, plan)
     room = np.full(evidence.ROOM, -1, np.int32)
     total = 0
     for r in range(rows):
-        text.scan(cut, text.decode(data, offsets[r], offsets[r + 1], cut.points), tables, plan)
+        words.read(cut, data, offsets[r], offsets[r + 1], tables, plan)
         whole[r] = evidence.row_hash(cut)
         n = evidence.distinct(cut, room)
         if total + n > tokens.size:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from corpusprep.arrow import mix64
 from corpusprep.kernels import kernel
-from corpusprep.stages.quality.lexical import text
+from corpusprep.stages.quality.lexical import text, words
 from corpusprep.stages.quality.lexical.model1 import NULL
 from corpusprep.stages.quality.lexical.table import Table, make_room, translate
 
@@ -319,20 +319,24 @@ def features(
     longest = 0
     for r in range(src_row.size):
         longest = max(longest, so[src_row[r] + 1] - so[src_row[r]], to[tgt_row[r] + 1] - to[tgt_row[r]])
-    s, t = text.make_cut(longest), text.make_cut(longest)
+    s, t = text.make_cut(longest, model.plans[0]), text.make_cut(longest, model.plans[1])
     si, ti = np.empty(text.MAX_TOKENS, np.int32), np.empty(text.MAX_TOKENS, np.int32)
     sum_s, sum_t = np.empty(text.MAX_TOKENS, np.float32), np.empty(text.MAX_TOKENS, np.float32)
     used = np.empty(text.MAX_TOKENS, np.uint8)
     room, pairs = np.full(ROOM, -1, np.int32), make_room(text.MAX_TOKENS)
     for r in range(src_row.size):
-        n_s = text.decode(sd, so[src_row[r]], so[src_row[r] + 1], s.points)
-        n_t = text.decode(td, to[tgt_row[r]], to[tgt_row[r] + 1], t.points)
-        if clip[r] > 0:
-            n_t = _clip(t, n_t, clip[r])
-        elif clip[r] < 0:
-            n_s = _clip(s, n_s, -clip[r])
-        text.scan(s, n_s, tables, model.plans[0])
-        text.scan(t, n_t, tables, model.plans[1])
+        if clip[r] == 0:
+            words.read(s, sd, so[src_row[r]], so[src_row[r] + 1], tables, model.plans[0])
+            words.read(t, td, to[tgt_row[r]], to[tgt_row[r] + 1], tables, model.plans[1])
+        else:
+            n_s = text.decode(sd, so[src_row[r]], so[src_row[r] + 1], s.points)
+            n_t = text.decode(td, to[tgt_row[r]], to[tgt_row[r] + 1], t.points)
+            if clip[r] > 0:
+                n_t = _clip(t, n_t, clip[r])
+            else:
+                n_s = _clip(s, n_s, -clip[r])
+            text.scan(s, n_s, tables, model.plans[0])
+            text.scan(t, n_t, tables, model.plans[1])
         fold = folds[r] if folds[r] >= 0 else fold_of(row_hash(s), row_hash(t), model.values.shape[1])
         m_s, m_t = distinct(s, room), distinct(t, room)
         k_s, k_t = _look_up(model.src, s, m_s, fold, si), _look_up(model.tgt, t, m_t, fold, ti)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
+from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
@@ -77,19 +78,10 @@ def _mix(target: Integer, width: np.uint32) -> np.uint32:
 
 
 @kernel(forceinline=True, leaf=True)
-def _ones(x: np.uint64) -> np.int64:
-    """The number of set bits; one instruction when compiled."""
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
-
-
-@kernel(forceinline=True, leaf=True)
 def _rank(bits: U64, ranks: I32, word: Integer, bit: np.uint32) -> np.int64:
     """The number of set bits before a bit of a word."""
     below = (np.uint64(1) << np.uint64(bit & np.uint32(63))) - np.uint64(1)
-    return np.int64(ranks[word]) + _ones(bits[word] & below)
+    return np.int64(ranks[word]) + popcount(bits[word] & below)
 
 
 @kernel(forceinline=True, leaf=True)
@@ -130,7 +122,7 @@ def make_table(starts: I64, targets: I32, values: U8, tokens: int) -> Table:
     end = np.int64(0)
     for word in range(bits.size):
         ranks[word] = end
-        end += _ones(bits[word])
+        end += popcount(bits[word])
     size = 2
     while size < 2 * (targets.size - end):
         size *= 2
@@ -138,7 +130,7 @@ def make_table(starts: I64, targets: I32, values: U8, tokens: int) -> Table:
     records, taken = np.zeros((targets.size, 1 + values.shape[1]), np.uint16), np.zeros(end, np.bool_)
     for e in range(starts.size - 1):
         last = np.uint32(64 * (words[e + 1] - words[e]) - 1)
-        tag = np.uint32(_ones(np.uint64(last)))
+        tag = np.uint32(popcount(np.uint64(last)))
         for k in range(starts[e], starts[e + 1]):
             mixed = _mix(targets[k], np.uint32(width))
             bit = mixed & last
@@ -190,7 +182,7 @@ def translate(
         bit = mixed[j] & last
         record = _rank(bits, ranks, word + np.int64(bit >> np.uint32(6)), bit)
         tag = np.int64(records[record, 0])
-        same = np.int64((tag & ((1 << _CROWDED) - 1)) == np.int64(mixed[j] >> np.uint32(_ones(np.uint64(last)))))
+        same = np.int64((tag & ((1 << _CROWDED) - 1)) == np.int64(mixed[j] >> np.uint32(popcount(np.uint64(last)))))
         if (1 - same) & (tag >> _CROWDED):  # one branch, which is seldom taken
             slot = _slot(table.keys, np.uint64(si[i]) << np.uint64(32) | np.uint64(mixed[j]))
             if table.keys[slot] != _FREE:

@@ -159,16 +159,26 @@ class Cut(NamedTuple):
     ends: I32  # name k is sounds[ends[k]:ends[k + 1]]
     marks: U8  # CAPITAL, INITIAL, RUN
     counts: I64
+    capital: U8  # (1,), whether the word that was scanned last begins with a capital
+    memo: U64  # see `words.py`
+    memo_bytes: U8  # the same
+
+
+MAX_SOUNDS = 8 * MAX_TOKENS
+_SLOTS = 1 << 13  # of a memo
 
 
 @kernel
-def make_cut(longest: int) -> Cut:
-    """Buffers for rows of up to `longest` bytes."""
+def make_cut(longest: int, plan: I32) -> Cut:
+    """Buffers for rows of up to `longest` bytes, whose words become tokens by a plan."""
+    tokens = 2 if plan[LETTER, 2] == 0 and plan[LETTER, 1] == 1 << 4 else 10
+    memo = np.zeros((_SLOTS, 6 + tokens), np.uint64)
     return Cut(
         np.empty(longest + 1, np.uint32), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint8),
         np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_TOKENS, np.uint64), np.empty(_LONGEST, np.uint64),
-        np.empty(MAX_TOKENS, np.uint8), np.empty(MAX_TOKENS, np.uint64), np.empty(8 * MAX_TOKENS, np.uint8), np.zeros(MAX_TOKENS + 1, np.int32),
-        np.empty(MAX_TOKENS, np.uint8), np.zeros(13, np.int64),
+        np.empty(MAX_TOKENS, np.uint8), np.empty(MAX_TOKENS, np.uint64), np.empty(MAX_SOUNDS + 16, np.uint8),
+        np.zeros(MAX_TOKENS + 1, np.int32), np.empty(MAX_TOKENS, np.uint8), np.zeros(13, np.int64), np.zeros(1, np.uint8),
+        memo, memo.reshape(memo.size).view(np.uint8),
     )  # fmt: skip
 
 
@@ -226,7 +236,7 @@ def _class(point: np.uint32, classes: U8) -> np.int64:
 
 
 @kernel(forceinline=True, leaf=True)
-def _mark(point: np.uint32, counts: I64) -> None:
+def count_mark(point: np.uint32, counts: I64) -> None:
     """Counts a punctuation mark of any script."""
     p = point
     if p == 0x3F or p == 0xFF1F or p == 0x61F or p == 0x2E2E or p == 0x37E:
@@ -261,7 +271,7 @@ def _add(token: np.uint64, kind: int, cut: Cut) -> None:
 
 
 @kernel(forceinline=True, leaf=True)
-def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
+def number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     """Reads the number at index i, without thousands separators, and returns the index after it."""
     points = cut.points
     h = _SALT_NUMBER
@@ -292,7 +302,7 @@ def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
     """Stores the consonants of `points[start:end]` if there are at least two; adjacent repeats are merged."""
     k = cut.counts[N_NAMES]
     at = np.int64(cut.ends[k])
-    if k >= MAX_TOKENS or at + 3 * (end - start) > cut.sounds.size:
+    if k >= MAX_TOKENS or at + 3 * (end - start) > MAX_SOUNDS:
         return
     first, last = at, np.uint8(0)
     for i in range(start, end):
@@ -318,28 +328,35 @@ def _name(cut: Cut, start: int, end: int, mark: int, sounds: U8) -> None:
 @kernel(leaf=True)
 def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
     """Fills the buffers of a side from its n code points in `cut.points`, which are folded in place."""
+    cut.counts[:] = 0
+    cut.ends[0] = 0
+    scan_on(cut, n, tables, plan, True)
+
+
+@kernel(leaf=True)
+def scan_on(cut: Cut, n: int, tables: Tables, plan: I32, initial: bool) -> bool:
+    """Adds n code points to what the buffers of a side have. `initial` says whether a word is the first of its row; so does the
+    result, for a word that follows."""
     points, counts = cut.points, cut.counts
     classes, folded, sounds = tables.classes, tables.folded, tables.sounds
-    counts[:] = 0
-    cut.ends[0] = 0
     i = 0
-    initial = True
     while i < n:
         c = _class(points[i], classes)
         if c == SKIP:
             i += 1
             continue
         if c == BREAK:
-            _mark(points[i], counts)
+            count_mark(points[i], counts)
             i += 1
             continue
         counts[FINAL] = NOTHING
         if c == DIGIT:
-            i = _number(cut, n, i, classes, folded)
+            i = number(cut, n, i, classes, folded)
             initial = False
             continue
         start = w = i
         capital = points[i] < _POINTS and folded[points[i]] != points[i] and c == LETTER
+        cut.capital[0] = capital
         whole, prefixes, grams = plan[c, 0] == 1, plan[c, 1], plan[c, 2]
         spelt = whole or prefixes != 0 or c == LETTER
         word, prefix = _SALT_WORD, _SALT_PREFIX
@@ -394,3 +411,4 @@ def scan(cut: Cut, n: int, tables: Tables, plan: I32) -> None:
                 for at in range(start, w - size + 1):
                     _add(_hash(points, at, at + size, _SALT_GRAM + np.uint64(size)), kind, cut)
             size += 1
+    return initial

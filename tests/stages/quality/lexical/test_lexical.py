@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from corpusprep.errors import RunError
 from corpusprep.stages import quality
 from corpusprep.stages.quality import QualitySettings, lexical
 from corpusprep.stages.quality.lexical import features as evidence
-from corpusprep.stages.quality.lexical import model1, text
+from corpusprep.stages.quality.lexical import model1, text, words
 
 SETTINGS = QualitySettings()
 
@@ -23,14 +24,14 @@ def invented(rows: int, seed: int, target: str = "abcdefghijklmnopqrstuvwxyz") -
     rng = np.random.default_rng(7)  # the languages are always the same; the sentences are not
     syllables = [c + v for c in "bdfgklmnprstv" for v in "aeiou"]
     others = ["".join(rng.choice(list(target), 2)) for _ in range(60)]
-    words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(900)]
+    vocabulary = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(900)]
     twins = ["".join(rng.choice(others, rng.integers(1, 4))) for _ in range(900)]
     chance = 1 / np.arange(3.0, 903.0)
     rng = np.random.default_rng(seed)
     src, tgt = [], []
     for _ in range(rows):
         which = rng.choice(900, rng.integers(4, 14), p=chance / chance.sum())
-        src.append(" ".join(words[k] for k in which) + ".")
+        src.append(" ".join(vocabulary[k] for k in which) + ".")
         tgt.append(" ".join(twins[k] for k in rng.permutation(which)) + ".")
     return src, tgt
 
@@ -179,7 +180,7 @@ def test_a_state_of_another_version_is_refused() -> None:
 
 def cut(line: str, language: str = "de", level: int = 0) -> text.Cut:
     offsets, data = string_buffers(pa.array([line]))
-    room = text.make_cut(int(offsets[-1]))
+    room = text.make_cut(int(offsets[-1]), text.plan(language, level))
     n = text.decode(data, offsets[0], offsets[1], room.points)
     text.scan(room, n, text.tables(), text.plan(language, level))
     return room
@@ -260,6 +261,50 @@ def test_a_longer_name_does_too(name: str) -> None:
     found = sounds(name)[0]
     wanted = sounds("Boston")[0]
     assert found == wanted or name == "Μποστον"
+
+
+_PIECES = st.sampled_from([
+    "Haus", "haus", "Straße", "Tom", "TOM", "Entwicklungszusammenarbeit", "a", "Ünal", "soft\u00adware", "don't", "Ελλάδα", "Том",
+    "東京", "トム", "ภาษา", "한국", "12", "1,000", "1,٣٣٣", "٣4", "4٣", "1\u00a0000", "3.14", "'", "(", ")", "?", "!", ".", "。", "“", "”", ",",
+    ":", " ", " ", " ", " ", "\t", "\u00a0", "\u0000", "\U0001f600", "x" * 40, "é" * 30, "\u0301", "bcdfghjklmnpqrstvwxz",
+])  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.lists(_PIECES, max_size=30).map("".join) | st.text(max_size=40), min_size=1, max_size=6),
+    st.sampled_from([("de", 0), ("de", 1), ("en", 1), ("en", 2), ("zh", 0)]),
+)
+def test_words_from_the_memo_are_those_that_are_scanned(lines: list[str], plan: tuple[str, int]) -> None:
+    lines = [line.encode("utf-8", "ignore").decode() for line in lines] * 2  # the second time, most words are known
+    offsets, data = string_buffers(pa.array(lines))
+    level = text.plan(*plan)
+    one, other = (text.make_cut(int(np.diff(offsets).max()), level) for _ in range(2))
+    for start, end in itertools.pairwise(offsets.tolist()):
+        text.scan(one, text.decode(data, start, end, one.points), text.tables(), level)
+        words.read(other, data, start, end, text.tables(), level)
+        assert _content(one) == _content(other)
+
+
+def test_rows_of_many_words_from_the_memo() -> None:
+    level = text.plan("de", 0)
+    for line in ("Hauses " * 400, "a1 " * 700, "Namen sind Namen. " * 300, "Bcdfgh'" * 500):
+        offsets, data = string_buffers(pa.array([line]))
+        one, other = (text.make_cut(int(offsets[-1]), level) for _ in range(2))
+        text.scan(one, text.decode(data, 0, offsets[1], one.points), text.tables(), level)
+        words.read(other, data, 0, offsets[1], text.tables(), level)
+        assert _content(one) == _content(other)
+        assert other.memo[:, 0].any()
+
+
+def _content(room: text.Cut) -> list[object]:
+    n, words_, numbers_, names = (room.counts[k] for k in (text.N_TOKENS, text.N_WORDS, text.N_NUMBERS, text.N_NAMES))
+    ends = room.ends[: names + 1].tolist()
+    arrays = (
+        room.counts, room.tokens[:n], room.kinds[:n], room.words[:words_], room.stems[:words_], room.sizes[:words_],
+        room.numbers[:numbers_], room.sounds[: ends[-1]], room.marks[:names],
+    )  # fmt: skip
+    return [ends, *(array.tolist() for array in arrays)]
 
 
 def test_very_long_rows_are_bounded() -> None:
