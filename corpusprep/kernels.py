@@ -25,10 +25,8 @@ from typing import Any, TypeVar, overload
 
 import numba
 import numpy as np
-from numba import types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.extending import intrinsic
 
 T = TypeVar("T")
 
@@ -69,28 +67,12 @@ def kernel(function: Callable[..., Any] | None = None, /, *, leaf: bool = False,
 def _compile(function: Callable[..., T], *arguments: Any) -> T:
     """Compiles with LLVM's pass that joins neighbouring scalar operations to one on vectors. Numba leaves it out, and has only a
     setting for all functions of a process. Numba holds its lock meanwhile."""
-    before, config.SLP_VECTORIZE = config.SLP_VECTORIZE, 1
+    settings: Any = config
+    before, settings.SLP_VECTORIZE = settings.SLP_VECTORIZE, 1
     try:
         return function(*arguments)
     finally:
-        config.SLP_VECTORIZE = before
-
-
-@intrinsic
-def copy_bytes(typing: Any, to: Any, at: Any, data: Any, start: Any, size: Any) -> Any:
-    """In a kernel, `to[at:at + size] = data[start:start + size]` for arrays of bytes that do not overlap. The compiler makes a loop
-    over single bytes of the plain form, which takes ten times as long."""
-    signature = types.void(to, types.int64, data, types.int64, types.int64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointers = [
-            builder.gep(context.make_array(signature.args[k])(context, builder, arguments[k]).data, [arguments[k + 1]])
-            for k in (0, 2)
-        ]
-        cgutils.raw_memcpy(builder, *pointers, arguments[4], 1)
-        return context.get_dummy_value()
-
-    return signature, generate
+        settings.SLP_VECTORIZE = before
 
 
 class _KernelCache(FunctionCache):

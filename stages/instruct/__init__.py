@@ -233,7 +233,9 @@ def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:
     """
     rows = max(1, examples.num_rows * _text.PIECE_BYTES // max(examples.nbytes, 1))
     starts = range(0, max(examples.num_rows, 1), rows)
-    return pa.concat_tables([_format.invert_batch(examples.slice(at, rows).combine_chunks(), settings) for at in starts])
+    return pa.concat_tables(
+        [_format.invert_batch(examples.slice(at, rows).combine_chunks(), settings) for at in starts]
+    )
 
 
 def write(table: pa.Table, path: str | Path, container: Literal["parquet", "jsonl"]) -> None:

@@ -36,7 +36,7 @@ def format_rows(rendered: pa.Table, settings: InstructSettings, rows: npt.NDArra
     columns: dict[str, Any] = {}
     if settings.format in _CHATS:
         field, speaker, content, speakers = _CHATS[settings.format]
-        turns = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
+        turns: list[str] = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
         texts = [rendered[name] for name in turns]
         columns[field] = _chat(texts, rows, speakers[-len(turns) :], (speaker, content))
         rendered = rendered.drop_columns(turns).take(rows)

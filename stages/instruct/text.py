@@ -12,7 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
-from corpusprep.kernels import copy_bytes, kernel
+from corpusprep.bits import copy_bytes
+from corpusprep.kernels import kernel
 
 if TYPE_CHECKING:
     Strings: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]
@@ -86,8 +87,12 @@ def weave(parts: Sequence[tuple[pa.Array[Any], Ints]], each: int) -> pa.Array[An
     data = np.empty(ends[-1], np.uint8)
     for k, (offsets, source, rows) in enumerate(buffers):
         _place(offsets, source, rows, ends[k::count], data)
-    starts = np.ascontiguousarray(ends[::each])
-    return pa.Array.from_buffers(pa.large_string(), starts.size - 1, [None, pa.py_buffer(starts), pa.py_buffer(data)])
+    return strings(pa.large_string(), np.ascontiguousarray(ends[::each]), data)
+
+
+def strings(kind: pa.DataType, offsets: Any, data: Any) -> pa.Array[Any]:
+    """Strings whose offsets and bytes are in arrays, without a copy."""
+    return pa.Array.from_buffers(kind, offsets.size - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 @kernel
@@ -105,7 +110,7 @@ def repeated(values: Sequence[str], n: int) -> pa.Array[Any]:
     starts = (np.arange(n)[:, None] * ends[-1] + ends[:-1]).ravel()
     offsets = np.append(starts, n * ends[-1]).astype(np.int32)
     data = np.tile(np.frombuffer(b"".join(encoded), np.uint8), n)
-    return pa.Array.from_buffers(pa.string(), offsets.size - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    return strings(pa.string(), offsets, data)
 
 
 def slices(sizes: npt.NDArray[np.integer[Any]], limit: int = PIECE_BYTES) -> list[tuple[int, int]]:

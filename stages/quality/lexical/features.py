@@ -178,7 +178,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
     and of pieces, to x[2:4] the sum divided by the root of their number, to x[4] the root of the number of words, and
     to x[5] the share of unknown tokens."""
     total_words = total_pieces = 0.0
-    pieces = np.int64(0)
+    pieces: int | np.int64 = np.int64(0)
     for i in range(n):
         e = ids[i]
         count = side.counts[e, fold]
@@ -190,7 +190,7 @@ def _likelihood(side: Side, fold: Integer, ids: I32, n: int, others: int, sums: 
         total_pieces += piece * v
         total_words += (1 - piece) * v
         pieces += piece
-    words = n - pieces
+    words = n - int(pieces)
     x[0] = total_words / max(words, 1)
     x[1] = total_pieces / max(pieces, 1)
     x[2] = total_words / np.sqrt(words + 1.0)
@@ -215,7 +215,7 @@ def _among(value: np.uint64, values: U64, n: int) -> bool:
     found = np.int64(0)
     for k in range(n):
         found |= np.int64(values[k] == value)
-    return found != 0
+    return bool(found != 0)
 
 
 @kernel(leaf=True)

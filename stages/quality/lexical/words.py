@@ -7,14 +7,17 @@ lies between is looked up by a hash, and only where it is not known decoded and 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from corpusprep.arrow import mix64
-from corpusprep.bits import ONES, TOPS, load64, trailing_zeros
-from corpusprep.kernels import copy_bytes, kernel
+from corpusprep.bits import ONES, TOPS, copy_bytes, load64, trailing_zeros
+from corpusprep.kernels import kernel
 from corpusprep.stages.quality.lexical import text
 from corpusprep.stages.quality.lexical.text import Cut, Tables
 
-U8, U64, I32 = text.U8, text.U64, text.I32
+U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
+I32 = npt.NDArray[np.int32]
 
 # A memo's slot: a hash of the bytes, the hashes of the word and of its stem, its facts, two numbers with the sounds, and the tokens.
 _WORD, _STEM, _FACTS, _SOUNDS, _TOKENS = 1, 2, 3, 4, 6
@@ -61,9 +64,9 @@ def read(cut: Cut, data: U8, start: int, end: int, tables: Tables, plan: I32) ->
             ended = _ends(word)
             if end - stop < 8:
                 ended |= np.uint64(0x80) << np.uint64(8 * (end - stop))
-            length = np.int64(8)
+            length = 8
             if ended:
-                length = trailing_zeros(ended) >> 3
+                length = int(trailing_zeros(ended) >> 3)
                 word &= (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
             key = mix64(key ^ word)
             stop += length
