@@ -25,7 +25,6 @@ from typing import Any, TypeVar, overload
 
 import numba
 import numpy as np
-from numba.core import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 T = TypeVar("T")
@@ -57,22 +56,9 @@ def kernel(function: Callable[..., Any] | None = None, /, *, leaf: bool = False,
     if leaf:
         options["_nrt"] = False
     dispatcher = numba.njit(nogil=True, **options)(function)
-    compiler = dispatcher._compiler
-    compiler.compile = functools.partial(_compile, compiler.compile)
     with contextlib.suppress(RuntimeError):  # there is no folder for the cache: every process compiles the kernel
         dispatcher._cache = _KernelCache(function)
     return dispatcher
-
-
-def _compile(function: Callable[..., T], *arguments: Any) -> T:
-    """Compiles with LLVM's pass that joins neighbouring scalar operations to one on vectors. Numba leaves it out, and has only a
-    setting for all functions of a process. Numba holds its lock meanwhile."""
-    settings: Any = config
-    before, settings.SLP_VECTORIZE = settings.SLP_VECTORIZE, 1
-    try:
-        return function(*arguments)
-    finally:
-        settings.SLP_VECTORIZE = before
 
 
 class _KernelCache(FunctionCache):

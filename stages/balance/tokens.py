@@ -16,7 +16,7 @@ from corpusprep import codes
 from corpusprep.arrow import string_buffers
 from corpusprep.errors import RunError
 from corpusprep.stages.instruct import text
-from corpusprep.stages.instruct.examples import Examples, all_halves, pairs_of
+from corpusprep.stages.instruct.examples import Examples, all_halves, encoded, pairs_of
 
 if TYPE_CHECKING:
     from corpusprep.stages.balance import BalanceSettings
@@ -85,9 +85,9 @@ class TokenCounter:
         each message; int32 of shape (n,)."""
         if not self.exact:
             pairs = pairs_of(rendered)
-            labels = text.series(rendered["direction"])
-            forward = labels == text.series(rendered["src_lang"]) + "-" + text.series(rendered["tgt_lang"])
-            backward = (~forward).to_numpy().astype(np.int64)
+            labels = encoded(rendered["direction"])
+            forward = [[label == f"{a}-{b}" for label in labels.values] for a, b in pairs.sides]
+            backward = 1 - np.array(forward, np.int64).reshape(len(pairs.sides), -1)[pairs.code, labels.code]
             template = text.integers(rendered["template"])
             affix = self._affix_bytes(pairs.sides, instruct)[pairs.code, backward, template]
             prompt = np.diff(string_buffers(rendered["prompt"])[0])

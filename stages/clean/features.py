@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import mix64, string_buffers
-from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
 from corpusprep.stages import languages
+from corpusprep.stages.bits import popcount
 from corpusprep.stages.clean.measure import (
     BLOCK,
     CHARS,

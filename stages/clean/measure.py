@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
-from corpusprep.bits import TOPS, leading_zeros, load64, popcount, trailing_zeros
 from corpusprep.kernels import kernel
 from corpusprep.stages import languages
+from corpusprep.stages.bits import TOPS, leading_zeros, load64, popcount, trailing_zeros
 from corpusprep.stages.clean.text import decode
 from corpusprep.stages.languages import DIGIT, LETTER, MARK, PUNCTUATION
 

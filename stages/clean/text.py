@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpusprep.arrow import string_buffers
-from corpusprep.bits import ONES, TOPS, bytes_equal, load64, trailing_zeros
 from corpusprep.kernels import kept, kernel
 from corpusprep.stages import languages
+from corpusprep.stages.bits import ONES, TOPS, bytes_equal, load64, trailing_zeros
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]

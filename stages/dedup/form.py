@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
-from corpusprep.bits import TOPS, bytes_equal, load64, trailing_zeros
 from corpusprep.kernels import kept, kernel
+from corpusprep.stages.bits import TOPS, bytes_equal, load64, trailing_zeros
 
 Bytes = npt.NDArray[np.uint8]
 

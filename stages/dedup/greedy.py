@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64
-from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import popcount
 from corpusprep.stages.dedup import search
 from corpusprep.stages.dedup.search import I32, I64
 

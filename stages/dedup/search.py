@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import U64
-from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import popcount
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]

@@ -127,10 +127,23 @@ def keys_of_rows(table: pa.Table, seed: int) -> U64:
 
 def pairs_of(table: pa.Table) -> Pairs:
     """The language pairs of a table, in order of their first row."""
-    frame = pl.DataFrame({name: text.series(table[name]) for name in ("src_lang", "tgt_lang")})
-    known = frame.unique(maintain_order=True)
-    code = frame.join(known.with_row_index("code"), on=["src_lang", "tgt_lang"], how="left", maintain_order="left")
-    return Pairs(list(known.iter_rows()), code["code"].to_numpy().astype(np.int32))
+    src, tgt = (encoded(table[name]) for name in ("src_lang", "tgt_lang"))
+    both = pa.array(src.code.astype(np.int64) * max(len(tgt.values), 1) + tgt.code).dictionary_encode()
+    sides = [divmod(pair, len(tgt.values)) for pair in both.dictionary.to_pylist()]
+    return Pairs([(src.values[a], tgt.values[b]) for a, b in sides], both.indices.to_numpy())
+
+
+class Encoded(NamedTuple):
+    """A column of text: its distinct values in order of their first row, and the index of each row's value, int32."""
+
+    values: list[str]
+    code: npt.NDArray[np.int32]
+
+
+def encoded(column: pa.ChunkedArray[Any]) -> Encoded:
+    """The distinct values of a column; null counts as empty text."""
+    array: Any = text.large(column).dictionary_encode()
+    return Encoded(array.dictionary.to_pylist(), array.indices.to_numpy())
 
 
 def all_halves(sides: list[tuple[str, str]], settings: InstructSettings) -> tuple[pa.Array[Any], pa.Array[Any]]:

@@ -12,8 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from corpusprep.arrow import string_buffers
-from corpusprep.bits import copy_bytes
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import copy_bytes
 
 if TYPE_CHECKING:
     Strings: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
-from corpusprep.bits import popcount
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import popcount
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from corpusprep.arrow import mix64
-from corpusprep.bits import ONES, TOPS, copy_bytes, load64, trailing_zeros
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import ONES, TOPS, copy_bytes, load64, trailing_zeros
 from corpusprep.stages.quality.lexical import text
 from corpusprep.stages.quality.lexical.text import Cut, Tables
 
