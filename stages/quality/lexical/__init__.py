@@ -250,11 +250,9 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64, n_folds: int) -> tupl
     """The vocabulary of one side, and its rows as token numbers; tokens that occur in only one row are left out."""
     n = folds.size
     at, tokens, kinds, _ = cut
-    keys, first, inverse, found = np.unique(tokens, return_index=True, return_inverse=True, return_counts=True)
-    order = np.argsort(-found.astype(np.int64), kind="stable")[
-        : int((found >= 2).sum())
-    ]  # frequent tokens are close together in memory
-    number = np.full(keys.size, -1, np.int32)
+    inverse, first, found = _number(tokens)
+    order = np.argsort(-found, kind="stable")[: int((found >= 2).sum())]  # frequent tokens are close together in memory
+    number = np.full(first.size, -1, np.int32)
     number[order] = np.arange(order.size, dtype=np.int32)
     ids = number[inverse]
     row = np.repeat(np.arange(n), np.diff(at))
@@ -265,7 +263,38 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64, n_folds: int) -> tupl
     inside = inside.reshape(-1, n_folds)
     counts = (inside.sum(1, keepdims=True) - inside).astype(np.int32)
     rows = (n - np.bincount(folds, minlength=n_folds)).astype(np.int64)
-    return evidence.make_side(keys[order], kinds[first][order], counts, rows), Rows(starts, ids)
+    return evidence.make_side(tokens[first[order]], kinds[first[order]], counts, rows), Rows(starts, ids)
+
+
+@kernel
+def _number(tokens: U64) -> tuple[I32, I64, I64]:
+    """Numbers n tokens in the order in which they are met: the number of each, and of each number the first place and how often it occurs."""
+    numbers = np.empty(tokens.size, np.int32)
+    first, found = np.empty(tokens.size, np.int64), np.zeros(tokens.size, np.int64)
+    slots = np.full(1 << 12, -1, np.int32)
+    n = 0
+    for i in range(tokens.size):
+        if 2 * n >= slots.size:
+            slots = np.full(4 * slots.size, -1, np.int32)
+            for k in range(n):
+                slots[_slot(slots, tokens, first, tokens[first[k]])] = k
+        slot = _slot(slots, tokens, first, tokens[i])
+        if slots[slot] < 0:
+            slots[slot], first[n] = n, i
+            n += 1
+        numbers[i] = slots[slot]
+        found[numbers[i]] += 1
+    return numbers, first[:n].copy(), found[:n].copy()
+
+
+@kernel(leaf=True)
+def _slot(slots: I32, tokens: U64, first: I64, token: np.uint64) -> np.uint64:
+    """The slot of a token, or the free one for it. Tokens are hashes."""
+    last = np.uint64(slots.size - 1)
+    slot = token & last
+    while slots[slot] >= 0 and tokens[first[slots[slot]]] != token:
+        slot = (slot + np.uint64(1)) & last
+    return slot
 
 
 def _contrast(good: F32, weight: F64, bad: F32, prior: float, start: F64) -> F64:

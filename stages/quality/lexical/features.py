@@ -50,7 +50,7 @@ class Model(NamedTuple):
     """The model that judges rows of one pair.
 
     Attributes:
-        starts, targets: the entries of source token e are `starts[e]:starts[e + 1]`, by ascending target token.
+        starts, targets: the entries of source token e are `starts[e]:starts[e + 1]`.
         values: (entries, folds, 2), t(target | source) and t(source | target) as indices into `probabilities()`.
         plans: (2, 7, 3), how each side is split into tokens.
         length: mean, constant variance and variance per 1 / letters of ln(target letters / source letters).

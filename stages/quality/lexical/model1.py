@@ -35,13 +35,12 @@ class Links(NamedTuple):
     """Candidate translations of tokens, and the rows in which they occur.
 
     An entry is a pair of a source and a target token that occur together. Entries of more than one row come first, by ascending
-    source and then target token, and then those of one row, in the order of the rows, so that look-ups at random stay in a small part
-    of memory. A link is an entry in a row. The links of row r begin at `at[r]`: those of its first source token with all its target
+    source token, and then those of one row, in the order of the rows, so that look-ups at random stay in a small part of memory. A link is an entry in a row. The links of row r begin at `at[r]`: those of its first source token with all its target
     tokens, then those of its second.
 
     Attributes:
         sources, targets: tokens of each entry.
-        order: entries by ascending source and then target token.
+        order: entries by ascending source token, and those of one source token in the order in which they are met.
         shared: number of entries of more than one row.
         entry: the entry of each link.
         src: the rows of the source, each with its tokens in ascending order.
@@ -78,7 +77,7 @@ def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int) -> Links:
             fill[e] += 1
         at[r + 1] = at[r] + (src.at[r + 1] - src.at[r]) * (tgt.at[r + 1] - tgt.at[r])
     entry = np.empty(at[rows], np.uint32)
-    # Entries are numbered by source and target token first. A source token's links follow those of lower tokens in each row.
+    # Entries are numbered by source token first. A source token's links follow those of lower tokens in each row.
     times = np.empty(1 << 16, np.uint8)
     sources, targets = np.empty(times.size, np.int32), np.empty(times.size, np.int32)
     ids, cursor = np.empty(src.ids.size, np.int32), src.at[:-1].copy()
@@ -94,7 +93,6 @@ def link(src: Rows, tgt: Rows, n_src: int, n_tgt: int) -> Links:
                     seen[n_seen] = f
                     n_seen += 1
                 met[f] += 1
-        seen[:n_seen].sort()
         if total + n_seen > times.size:
             size = 2 * (total + n_seen)
             times, sources, targets = _larger(times, size), _larger(sources, size), _larger(targets, size)
@@ -149,13 +147,13 @@ def train(links: Links, folds: I64, fold: int, src_share: F32, tgt_share: F32, r
 
     Args:
         src_share, tgt_share: unigram probabilities of the tokens, in the rows outside the fold.
-        prob: out, (entries, 2), t(target | source) and t(source | target), by ascending source and then target token.
+        prob: out, (entries, 2), t(target | source) and t(source | target), in `Links.order`.
     """
-    src, tgt, entry, shared = links.src, links.tgt, links.entry, links.shared
+    src, tgt, entry, shared = links.src, links.tgt, links.entry, np.uint64(links.shared)
     rows = src.at.size - 1
     # The entries of several rows twice, of the round before and of this round, and those of one row, which are replaced in place.
-    counts = np.zeros(links.targets.size + shared, np.float32)
-    now = 0
+    counts = np.zeros(links.targets.size + links.shared, np.float32)
+    now = np.uint64(0)
     of_s, of_t = np.zeros(src_share.size, np.float32), np.zeros(tgt_share.size, np.float32)  # 1 / sum of counts
     new_s, new_t = np.zeros(src_share.size, np.float32), np.zeros(tgt_share.size, np.float32)
     widest = 1
@@ -204,45 +202,47 @@ def train(links: Links, folds: I64, fold: int, src_share: F32, tgt_share: F32, r
 
 
 @kernel(forceinline=True, leaf=True)
-def _place(entry: Integer, begin: int, shared: int) -> np.int64:
-    """Where the count of an entry is, with those of several rows from `begin` on."""
-    return np.int64(entry) + (np.int64(begin) if np.int64(entry) < shared else np.int64(shared))
+def _place(entry: Integer, begin: np.uint64, shared: np.uint64) -> np.uint64:
+    """Where the count of an entry is, with those of several rows from `begin` on. Unsigned indices need no test for negative ones."""
+    return np.uint64(entry) + (begin if np.uint64(entry) < shared else shared)
 
 
 @kernel(leaf=True)
 def _expect(
-    entry: U32, at: int, ls: int, lt: int, counts: F32, before: int, shared: int, row_s: F32, row_t: F32, sum_s: F32, sum_t: F32
+    entry: U32, at: int, ls: int, lt: int, counts: F32, before: np.uint64, shared: np.uint64, row_s: F32, row_t: F32, sum_s: F32, sum_t: F32
 ) -> None:  # fmt: skip
     """Adds the probabilities of a row's links up, by source and by target token."""
+    k = np.uint64(at)
     for i in range(ls):
         of, total = row_s[i], sum_s[i]
         for j in range(lt):
-            c = counts[_place(entry[at + j], before, shared)]
-            total += c * row_t[j]
-            sum_t[j] += c * of
+            c = counts[_place(entry[k], before, shared)]
+            total += c * row_t[np.uint64(j)]
+            sum_t[np.uint64(j)] += c * of
+            k += np.uint64(1)
         sum_s[i] = total
-        at += lt
 
 
 @kernel(leaf=True)
 def _maximise(
-    entry: U32, at: int, ls: int, lt: int, counts: F32, before: int, now: int, shared: int,
+    entry: U32, at: int, ls: int, lt: int, counts: F32, before: np.uint64, now: np.uint64, shared: np.uint64,
     row_s: F32, row_t: F32, sum_s: F32, sum_t: F32,
 ) -> None:  # fmt: skip
     """Adds the counts of a row's links, the product of both posteriors, to the entries, and up by source and by target token."""
     sum_t[:lt] = 0
+    k = np.uint64(at)
     for i in range(ls):
         of, total = row_s[i], np.float32(0)
         for j in range(lt):
-            number = entry[at + j]
+            number = entry[k]
             c = counts[_place(number, before, shared)]
-            c = c * of * (c * row_t[j])
+            c = c * of * (c * row_t[np.uint64(j)])
             to = _place(number, now, shared)
-            counts[to] = c + np.float32(np.int64(number) < shared) * counts[to]
+            counts[to] = c + np.float32(np.uint64(number) < shared) * counts[to]
             total += c
-            sum_t[j] += c
+            sum_t[np.uint64(j)] += c
+            k += np.uint64(1)
         sum_s[i] = total
-        at += lt
 
 
 @kernel(leaf=True)

@@ -59,15 +59,15 @@ class Room(NamedTuple):
     """Buffers for the pairs of one row."""
 
     mixed: U32
-    pairs: I32
-    records: I32
+    pairs: U32
+    records: U32
 
 
 @kernel
 def make_room(tokens: int) -> Room:
     """Buffers for rows of up to so many tokens, which must be below 2^15."""
     return Room(
-        np.empty(tokens, np.uint32), np.empty(tokens * tokens + 1, np.int32), np.empty(tokens * tokens + 1, np.int32)
+        np.empty(tokens, np.uint32), np.empty(tokens * tokens + 1, np.uint32), np.empty(tokens * tokens + 1, np.uint32)
     )
 
 
@@ -163,33 +163,36 @@ def translate(
     sum_t[:kt] = 0
     for j in range(kt):
         mixed[j] = _mix(ti[j], width)
-    n = np.int64(0)
+    one = np.uint64(1)
+    n = np.uint64(0)  # unsigned indices need no test for negative ones
     for i in range(ks):
-        word = words[si[i]]
-        last = np.uint32(64 * (words[si[i] + 1] - word) - 1)
-        if words[si[i] + 1] == word:
+        word = np.uint64(words[si[i]])
+        last = np.uint32(64 * (words[si[i] + 1] - words[si[i]]) - 1)
+        if words[si[i] + 1] == words[si[i]]:
             continue
-        first = np.int32(i << 16)
+        first = np.uint32(i << 16)
         for j in range(kt):
             bit = mixed[j] & last
-            pairs[n] = first | np.int32(j)
-            n += np.int64((bits[word + np.int64(bit >> np.uint32(6))] >> np.uint64(bit & np.uint32(63))) & np.uint64(1))
-    hits = np.int64(0)
+            pairs[n] = first | np.uint32(j)
+            n += (bits[word + np.uint64(bit >> np.uint32(6))] >> np.uint64(bit & np.uint32(63))) & one
+    hits = np.uint64(0)
     for m in range(n):
-        i, j = pairs[m] >> 16, pairs[m] & 0xFFFF
-        word = words[si[i]]
-        last = np.uint32(64 * (words[si[i] + 1] - word) - 1)
-        bit = mixed[j] & last
-        record = _rank(bits, ranks, word + np.int64(bit >> np.uint32(6)), bit)
+        pair = pairs[np.uint64(m)]
+        e, x = np.uint64(si[np.uint64(pair >> np.uint32(16))]), mixed[np.uint64(pair & np.uint32(0xFFFF))]
+        word = np.uint64(words[e])
+        last = np.uint32(64 * (np.uint64(words[e + one]) - word) - one)
+        bit = x & last
+        record = np.uint64(_rank(bits, ranks, word + np.uint64(bit >> np.uint32(6)), bit))
         tag = np.int64(records[record, 0])
-        same = np.int64((tag & ((1 << _CROWDED) - 1)) == np.int64(mixed[j] >> np.uint32(popcount(np.uint64(last)))))
+        same = np.int64((tag & ((1 << _CROWDED) - 1)) == np.int64(x >> np.uint32(popcount(np.uint64(last)))))
         if (1 - same) & (tag >> _CROWDED):  # one branch, which is seldom taken
-            slot = _slot(table.keys, np.uint64(si[i]) << np.uint64(32) | np.uint64(mixed[j]))
+            slot = _slot(table.keys, e << np.uint64(32) | np.uint64(x))
             if table.keys[slot] != _FREE:
-                record, same = np.int64(table.places[slot]), np.int64(1)
-        found[hits], pairs[hits] = record, pairs[m]
-        hits += same
+                record, same = np.uint64(table.places[slot]), np.int64(1)
+        found[hits], pairs[hits] = record, pair
+        hits += np.uint64(same)
     for m in range(hits):
-        both = records[found[m], 1 + fold]
-        sum_t[pairs[m] & 0xFFFF] += probabilities[both & 0xFF]
-        sum_s[pairs[m] >> 16] += probabilities[both >> 8]
+        pair = pairs[np.uint64(m)]
+        both = records[np.uint64(found[np.uint64(m)]), 1 + fold]
+        sum_t[np.uint64(pair & np.uint32(0xFFFF))] += probabilities[both & 0xFF]
+        sum_s[np.uint64(pair >> np.uint32(16))] += probabilities[both >> 8]

@@ -331,7 +331,7 @@ def trained(
     model1.train(links, folds, fold, share, share, rounds, prob)
     names = zip(links.sources[links.order].tolist(), links.targets[links.order].tolist(), strict=True)
     found = dict(zip(names, map(tuple, prob.tolist()), strict=True))
-    assert list(found) == sorted(found)
+    assert [e for e, _ in found] == sorted(e for e, _ in found)
     return found, links
 
 
