@@ -26,6 +26,7 @@ from typing import Any, TypeVar, overload
 import numba
 import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.runtime import rtsys
 
 T = TypeVar("T")
 
@@ -66,6 +67,13 @@ class _KernelCache(FunctionCache):
         super().__init__(function)
         self._cache_path = os.path.join(self._cache_path, _PREFIX + sources_digest())
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, "")
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """Loads compiled code. Numba would first import all that it needs to compile, which takes 0.1 s. All that the code itself needs is
+        Numba's runtime; a kernel that is not in the cache imports the rest when it is compiled."""
+        rtsys.initialize(target)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(signature, target)
 
     def _save_overload(self, signature: Any, data: Any) -> None:
         with contextlib.suppress(OSError), _locked(Path(self._cache_path)):
