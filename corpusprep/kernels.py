@@ -26,7 +26,7 @@ from typing import Any, TypeVar, overload
 import numba
 import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 T = TypeVar("T")
 

@@ -54,7 +54,18 @@ def flaws(table: pa.Table) -> npt.NDArray[np.uint8]:
     return _form.flaws(table["src"], table["tgt"])
 
 
-def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
+class _Hashes(dict[bytes, bytes]):
+    """Hashes of features as the `simhash` package asks for them; each is computed once."""
+
+    def __missing__(self, data: bytes) -> bytes:
+        from corpusprep.stages.dedup import text as _text
+
+        feature = data.decode()
+        value = _text.feature_hash(ord(feature[0]), feature[1:]) if feature[0] in "\1\2" else 0
+        return self.setdefault(data, value.to_bytes(8, "big"))
+
+
+def reference_fingerprint(src: str, tgt: str, settings: DedupSettings, hashes: dict[bytes, bytes] | None = None) -> int:
     """The fingerprint of one row, computed with the `simhash` package and plain Python (slow: for checks)."""
     import simhash
 
@@ -69,12 +80,8 @@ def reference_fingerprint(src: str, tgt: str, settings: DedupSettings) -> int:
         features += [chr(marker) + text[i : i + settings.ngram] for i in range(last) if text]
     if not features:
         return 0
-
-    def hash_feature(data: bytes) -> int:
-        feature = data.decode()
-        return _text.feature_hash(ord(feature[0]), feature[1:]) if feature[0] in "\1\2" else 0
-
-    return int(simhash.Simhash(features, f=64, hashfunc=hash_feature).value)
+    hashes = _Hashes() if hashes is None else hashes
+    return int(simhash.Simhash(features, f=64, hashfunc=hashes.__getitem__).value)
 
 
 def compare_with_reference(table: pa.Table, settings: DedupSettings) -> Agreement:
@@ -87,10 +94,10 @@ def compare_with_reference(table: pa.Table, settings: DedupSettings) -> Agreemen
     Returns:
         n comparisons; the difference is in bits.
     """
-    wrong = []
+    wrong, hashes = [], _Hashes()
     columns = (table["src"].to_pylist(), table["tgt"].to_pylist(), table["fingerprint"].to_pylist())
     for row, (src, tgt, found) in enumerate(zip(*columns, strict=True)):
-        right = reference_fingerprint(src or "", tgt or "", settings)
+        right = reference_fingerprint(src or "", tgt or "", settings, hashes)
         if found != right:
             wrong.append((row, f"{found:016x}", f"{right:016x}"))
     apart = max((bin(int(a, 16) ^ int(b, 16)).count("1") for _, a, b in wrong), default=0)

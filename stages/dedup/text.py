@@ -307,7 +307,6 @@ def hash_codes(codes: U32, size: Int, seed: int) -> np.uint64:
     return mix64(state ^ mix64(other))
 
 
-@functools.lru_cache(1 << 16)
 def feature_hash(marker: int, feature: str) -> int:
     """The hash of one feature (a character n-gram of the side that `marker` names), in plain Python."""
     value = marker
