@@ -262,8 +262,7 @@ def _gather_all(run: Run, staging: Path, pieces: Mapping[int, Sequence[tuple[str
 
 def gather(task: MixTask) -> MixFile:
     """Sorts the examples of one file by their key, brings them into the format asked for and writes them."""
-    batches = [ipc.open_file(pa.memory_map(path)).get_batch(number) for path, number in task.pieces]
-    table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    table = pa.concat_tables([_read_batch(*piece) for piece in task.pieces], promote_options="default")
     keys = table["key"].to_numpy()
     order = np.argsort(keys, kind="stable")
     if np.any(np.diff(keys[order]) == 0):
@@ -279,6 +278,12 @@ def gather(task: MixTask) -> MixFile:
     result = MixFile(task.name, table.num_rows, tokens)
     remember(result, task.done)
     return result
+
+
+def _read_batch(path: str, number: int) -> pa.Table:
+    """One record batch of a file, which is closed again: a file of the mix can have thousands of them."""
+    with pa.OSFile(path) as file:
+        return pa.Table.from_batches([ipc.open_file(file).get_batch(number)])
 
 
 # ---------------------------------------------------------------------------------- results of tasks that are done

@@ -214,7 +214,7 @@ def format_examples(
     order = np.arange(rendered.num_rows) if order is None else order
     names = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
     sizes = np.sum([_text.byte_lengths(_text.large(rendered[name])) for name in names], axis=0)
-    pieces = _text.slices(sizes[order])
+    pieces = _text.slices(sizes[order] + 32)  # of a chat, the speakers are text too
     return pa.concat_tables([_format.format_rows(rendered, settings, order[start:stop]) for start, stop in pieces])
 
 

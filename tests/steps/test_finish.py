@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 from runs import digests, mix, recipe, redone, rejects
 
 from corpusprep import RunError, load_recipe, run
 from corpusprep.stages.instruct import invert
+from corpusprep.steps import finish
 from corpusprep.steps.render import file_of
 from corpusprep.steps.taken import validation_hashes
 
@@ -194,3 +199,18 @@ def test_what_a_killed_worker_left_is_no_part_of_the_output(
     run(recipe(data), out, workers=1)
     assert digests(out) == digests(tmp_path / "whole")
     assert ".tmp" not in (out / "manifest.json").read_text()
+
+
+def test_a_file_of_the_mix_is_gathered_from_more_files_than_may_be_open(tmp_path: Path) -> None:
+    batch = pa.record_batch({"text": ["a", "b"]})
+    for number in range(100):
+        with ipc.new_file(str(tmp_path / f"{number}.arrow"), batch.schema) as writer:
+            writer.write_batch(batch)
+            writer.write_batch(batch.slice(1))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, before[1]))
+    try:
+        tables = [finish._read_batch(str(tmp_path / f"{number}.arrow"), 1) for number in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert pa.concat_tables(tables)["text"].to_pylist() == ["b"] * 100
