@@ -282,7 +282,7 @@ def gather(task: MixTask) -> MixFile:
 
 def _read_batch(path: str, number: int) -> pa.Table:
     """One record batch of a file, which is closed again: a file of the mix can have thousands of them."""
-    with pa.OSFile(path) as file:
+    with pa.OSFile(path, "r") as file:
         return pa.Table.from_batches([ipc.open_file(file).get_batch(number)])
 
 

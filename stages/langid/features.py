@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from corpusprep.kernels import kernel
+from corpusprep.stages.bits import load64, popcount
 
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
@@ -40,8 +41,6 @@ _END_NAME = np.uint64(0xDF81CE5B55ABEFEC)  # `_name` of </s>
 _ONE, _HALF = np.uint64(1), np.uint64(32)
 _ALL, _LOWER, _UPPER = np.uint64(2**64 - 1), np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x8080808080808080)
 _TO_UPPER = np.uint64(0x5F5F5F5F5F5F5F5F)  # 0x80 - 0x21 in each byte
-_PAIRS, _NIBBLES = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-_BYTES, _SUM = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 MEMO_BITS = 16  # 2**16 words are cached in one call
 SPARE = 512
 BATCH = 2048  # row numbers gathered before the rows are added
@@ -140,15 +139,6 @@ def index_words(text: U8, starts: I64, ends: I64, slots: I32) -> I32:
     return slots
 
 
-@kernel(leaf=True)
-def _ones(x: np.uint64) -> Int:
-    """The number of bits that are set. LLVM turns this form into one instruction where there is one."""
-    x = x - ((x >> np.uint64(1)) & _PAIRS)
-    x = (x & _NIBBLES) + ((x >> np.uint64(2)) & _NIBBLES)
-    x = (x + (x >> np.uint64(4))) & _BYTES
-    return np.int64((x * _SUM) >> np.uint64(56))
-
-
 @kernel
 def index_rows(keys: I32, seen: U64, ranks: I32) -> None:
     """Sets the bits of kept buckets, and counts the kept ones before each 64 buckets."""
@@ -158,7 +148,7 @@ def index_rows(keys: I32, seen: U64, ranks: I32) -> None:
     total = 0
     for i in range(seen.size):
         ranks[i] = total
-        total += _ones(seen[i])
+        total += popcount(seen[i])
 
 
 def _sixteen(context: Any, dense: Any, batch: Any, count: Any, hidden: Any) -> Any:
@@ -222,7 +212,7 @@ def _row(model: Arrays, key: Int) -> Int:
     if not model.pruned:
         return np.int64(model.words + key)
     before = model.seen[key >> 6] & ((_ONE << np.uint64(key & 63)) - _ONE)
-    return np.int64(model.words + model.ranks[key >> 6] + _ones(before))
+    return np.int64(model.words + model.ranks[key >> 6] + popcount(before))
 
 
 @kernel(forceinline=True, leaf=True)
@@ -297,20 +287,10 @@ def _is_end(text: U8, start: Int, end: Int) -> bool:
 
 
 @kernel(leaf=True)
-def _load(text: U8, position: Int) -> np.uint64:
-    """The 8 bytes from `position` on as one number. LLVM makes one load of it."""
-    at = np.uint64(position)
-    word = np.uint64(0)
-    for k in range(8):
-        word |= np.uint64(text[at + np.uint64(k)]) << np.uint64(8 * k)
-    return word
-
-
-@kernel(leaf=True)
 def _length(word: np.uint64) -> Int:
     """The number of bytes before the first one below 0x21; 8 if there is none."""
     below = ~(((word & _LOWER) + _TO_UPPER) | word) & _UPPER
-    count: Int = _ones((below - _ONE) & ~below)
+    count: Int = popcount((below - _ONE) & ~below)
     return count >> 3
 
 
@@ -327,7 +307,7 @@ def _long_word(text: U8, begin: Int, end: Int) -> tuple[Int, np.uint64]:
     position = begin
     name = _ALL
     while True:
-        word = _load(text, position)
+        word = load64(text, position)
         size = min(_length(word), end - position)
         if size == 0:
             if position >= end or _SPACE[text[position]]:
@@ -371,7 +351,7 @@ def average(
         if position >= end:  # the line's end is the token </s>; the same word in the text also ends the line
             last, name = True, _END_NAME
         else:
-            low, high = _load(text, position), _load(text, position + 8)
+            low, high = load64(text, position), load64(text, position + 8)
             size = _length(low)
             size += _length(high) if size == 8 else 0
             size = min(size, end - position)

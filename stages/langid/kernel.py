@@ -66,7 +66,8 @@ def predict_rows(
     memo = np.zeros((1 << MEMO_BITS, 8 if model.pruned else 32), np.uint64)
     memo_rows = memo.view(np.int32)
     width = model.centroids.shape[0] * model.centroids.shape[2] if model.codes.size else model.dense.shape[1]
-    hidden = np.empty(width, np.float32)
+    columns = model.weights.shape[0]  # those of a quantised matrix can be more: the last part is padded
+    hidden, vector = np.empty(width, np.float32), np.empty(columns, np.float32)
     outputs = model.weights.shape[1]
     x, e = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
     turns, powers = np.empty(outputs, np.float64), np.empty(outputs, np.float64)
@@ -75,7 +76,7 @@ def predict_rows(
     sums = np.zeros(labels, np.float64)
     tree = model.loss == HIERARCHICAL and labels > 1
     stack = np.empty(2 * labels, np.int32)
-    across, counts = np.zeros((width, _LINES), np.float32), np.zeros(_LINES, np.int64)
+    across, counts = np.zeros((columns, _LINES), np.float32), np.zeros(_LINES, np.int64)
     # The path through the tree to the label that was last found, for all lines of a block at once.
     guess, depth = -1, 0
     nodes, rights = np.empty(labels, np.int32), np.empty(labels, np.bool_)
@@ -91,7 +92,7 @@ def predict_rows(
                     tail[k] = data[start + k]
                 text, start, end = tail, np.int64(0), end - start
             counts[b] = average(model, text, start, end, word, hashes, batch, hidden, memo, memo_rows)
-            for j in range(width):
+            for j in range(columns):
                 across[j, b] = hidden[j]
         if guess >= 0:
             follow_path(
@@ -113,9 +114,9 @@ def predict_rows(
             i = block + b
             of_rival[i] = 0
             total = np.float32(0)
-            for j in range(width):
-                hidden[j] = across[j, b]
-                total += hidden[j]
+            for j in range(columns):
+                vector[j] = across[j, b]
+                total += vector[j]
             if counts[b] == 0 or not math.isfinite(total):
                 label[i] = -1
                 probability[i] = of_own[i] = of_other[i] = of_rival[i] = np.nan
@@ -124,7 +125,7 @@ def predict_rows(
             if tree:
                 top, chance = guess, chances[b]
                 if guess < 0 or chance < 0:
-                    products(model.weights, hidden, x, outputs)
+                    products(model.weights, vector, x, outputs)
                     multiplied = True
                     top, chance = descend(model.left, model.right, x, stack, p)
                 label[i] = top
@@ -138,7 +139,7 @@ def predict_rows(
                     found = top
                     continue
             if not multiplied:
-                products(model.weights, hidden, x, outputs)
+                products(model.weights, vector, x, outputs)
             probabilities(model.loss, model.left, model.right, x, e, turns, powers, p)
             top = 0
             for k in range(labels):
