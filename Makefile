@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 STAGES := clean langid dedup quality balance instruct
 RUN = $(BIN)/corpusprep run $(RECIPE) --out $(OUT) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: quickstart train-demo test test-quality test-comet test-ray test-publish test-gpu check bench clean-out all wheel help $(STAGES)
+.PHONY: quickstart train-demo test test-bounds test-quality test-comet test-ray test-publish test-gpu check bench clean-out all wheel help $(STAGES)
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z$$()A-Z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ quickstart: $(STAMP)  ## build the example's data and run all stages on it, offl
 
 test: $(STAMP)  ## run the tests in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-bounds: $(STAMP)  ## run the tests of the stages with a check of every index in a kernel
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/out/bounds $(BIN)/python -m pytest -n 2 --dist loadfile tests/stages
 
 test-quality: $(STAMP)  ## run the tests of the comet scorer, which need PyTorch: TORCH=torch==2.13.0 sets the version
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' -e '.[dev,quality]'
