@@ -71,11 +71,19 @@ def read(cut: Cut, data: U8, start: int, end: int, tables: Tables, plan: I32) ->
             key = mix64(key ^ word)
             stop += length
         if stop > i:
+            if (
+                data[stop - 1] >= 0x80
+                and stop < end
+                and (data[stop] == 0x2E or data[stop] == 0x2C or data[stop] == 0x27)
+            ):
+                # the span may end with a number in digits of another script, which goes on
+                text.scan(cut, text.decode(data, start, end, cut.points), tables, plan)
+                return
             initial = _word(cut, data, i, stop, key | np.uint64(1), tables, plan, initial)
             i = stop
         elif _ZERO <= byte <= _NINE:
             stop = _digits(data, start, i, end)
-            if stop < 0:  # the number may go on in digits of another script
+            if stop < 0 or stop - i > 64:  # it may go on in digits of another script, or be a long list of numbers
                 text.scan(cut, text.decode(data, start, end, cut.points), tables, plan)
                 return
             counts[text.FINAL] = text.NOTHING
