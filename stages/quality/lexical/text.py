@@ -271,7 +271,7 @@ def _add(token: np.uint64, kind: int, cut: Cut) -> None:
 
 
 @kernel(forceinline=True, leaf=True)
-def number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
+def _number(cut: Cut, n: int, i: int, classes: U8, folded: U32) -> int:
     """Reads the number at index i, without thousands separators, and returns the index after it."""
     points = cut.points
     h = _SALT_NUMBER
@@ -351,7 +351,7 @@ def scan_on(cut: Cut, n: int, tables: Tables, plan: I32, initial: bool) -> bool:
             continue
         counts[FINAL] = NOTHING
         if c == DIGIT:
-            i = number(cut, n, i, classes, folded)
+            i = _number(cut, n, i, classes, folded)
             initial = False
             continue
         start = w = i

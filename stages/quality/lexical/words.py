@@ -70,38 +70,37 @@ def read(cut: Cut, data: U8, start: int, end: int, tables: Tables, plan: I32) ->
                 word &= (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
             key = mix64(key ^ word)
             stop += length
-        if stop > i:
-            if (
-                data[stop - 1] >= 0x80
-                and stop < end
-                and (data[stop] == 0x2E or data[stop] == 0x2C or data[stop] == 0x27)
-            ):
-                # the span may end with a number in digits of another script, which goes on
-                text.scan(cut, text.decode(data, start, end, cut.points), tables, plan)
-                return
-            initial = _word(cut, data, i, stop, key | np.uint64(1), tables, plan, initial)
-            i = stop
-        elif _ZERO <= byte <= _NINE:
-            stop = _digits(data, start, i, end)
-            if stop < 0 or stop - i > 64:  # it may go on in digits of another script, or be a long list of numbers
-                text.scan(cut, text.decode(data, start, end, cut.points), tables, plan)
-                return
-            counts[text.FINAL] = text.NOTHING
-            i += text.number(cut, text.decode(data, i, stop, cut.points), 0, tables.classes, tables.folded)
-            initial = False
-        else:
+        numeric = stop == i and _ZERO <= byte <= _NINE
+        if numeric:
+            while stop < end and (_ZERO <= data[stop] <= _NINE or _separates(data[stop])):
+                stop += 1
+        if stop == i:
             text.count_mark(np.uint32(byte), counts)
             i += 1
+            continue
+        if _goes_on(data, start, i, stop, end):
+            text.scan(cut, text.decode(data, start, end, cut.points), tables, plan)
+            return
+        if numeric:
+            initial = text.scan_on(cut, text.decode(data, i, stop, cut.points), tables, plan, initial)
+        else:
+            initial = _word(cut, data, i, stop, key | np.uint64(1), tables, plan, initial)
+        i = stop
 
 
 @kernel(forceinline=True, leaf=True)
-def _digits(data: U8, start: int, i: int, end: int) -> int:
-    """The end of the digits and separators from i on; -1 if a byte that is no ASCII stands beside them."""
-    if i > start and data[i - 1] >= 0x80:
-        return -1
-    while i < end and (_ZERO <= data[i] <= _NINE or data[i] == 0x2E or data[i] == 0x2C or data[i] == 0x27):
-        i += 1
-    return -1 if i < end and data[i] >= 0x80 else i
+def _separates(byte: np.uint8) -> bool:
+    """Whether a byte can stand between the thousands of a number."""
+    return byte == 0x2E or byte == 0x2C or byte == 0x27
+
+
+@kernel(forceinline=True, leaf=True)
+def _goes_on(data: U8, start: int, i: int, stop: int, end: int) -> bool:
+    """Whether a number in `data[i:stop]`, a word or digits with separators, may go on outside of it: in digits of another script, or
+    behind such."""
+    if stop < end and data[stop - 1] >= 0x80 and _separates(data[stop]):
+        return stop + 1 < end and (data[stop + 1] >= 0x80 or _ZERO <= data[stop + 1] <= _NINE)
+    return _ZERO <= data[i] <= _NINE and ((i > start and data[i - 1] >= 0x80) or (stop < end and data[stop] >= 0x80))
 
 
 @kernel(forceinline=True, leaf=True)
