@@ -168,7 +168,8 @@ def _write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
 
 # Least and most that units rendered together may have: rows read, and copies of rows taken. And how many units they may be.
 _TASK_ROWS, _TASK_COPIES, _TASK_UNITS = (1 << 14, 1 << 20), (1 << 10, 50_000), 256
-_PLAIN = 16_000_000  # up to so many examples, about 5 GB, are not compressed until they are in the mix
+_PLAIN = 4 << 30  # up to so many bytes of examples are not compressed until they are in the mix
+_PACKED = 4  # bytes of an example for each byte that its row takes in a part, which is compressed, at most
 
 
 def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection) -> list[Rendered]:
@@ -180,12 +181,19 @@ def _render_all(run: Run, staging: Path, decided: Decided, selection: Selection)
     columns = {"outcome": decided.outcome, "tokens": decided.tokens, "scores": decided.scores}
     if run.recipe.dedup.clusters:
         columns["duplicates"] = decided.duplicates
+    compressed = _PACKED * directions * _packed_bytes(decided.parts, selection.copies) > _PLAIN
     tasks = []
     for units in _together(decided.units, selection.copies, run.engine.workers):
         parts = [part for unit in units for part in unit.parts]
         mine = {name: column.of(parts) for name, column in columns.items()}
-        tasks.append(RenderTask(units, mine, files, selection.validation, examples > _PLAIN, str(staging), run.recipe))
+        tasks.append(RenderTask(units, mine, files, selection.validation, compressed, str(staging), run.recipe))
     return _staged(run, "render", "write examples and rejects", render, tasks)
+
+
+def _packed_bytes(parts: Sequence[Part], copies: Mapping[str, int]) -> float:
+    """Bytes that the rows of the mix take in the parts, each as often as it is taken."""
+    sizes = ((sum(os.stat(path).st_size for path, _ in part.pieces), part) for part in parts)
+    return sum(size * copies[part.identity] / part.rows for size, part in sizes if part.rows)
 
 
 def _together(units: Sequence[Unit], copies: Mapping[str, int], workers: int) -> list[tuple[Unit, ...]]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from corpusprep.arrow import count_values, shaped
 from corpusprep.keys import digest
 from corpusprep.parts import Column, Part, Unit
+from corpusprep.stage import PAIR_COLUMNS, PROVENANCE
 from corpusprep.stages.instruct.examples import Examples
 from corpusprep.steps.taken import validation_hashes
 from corpusprep.steps.verdicts import DUPLICATES, VERDICTS
@@ -159,6 +160,13 @@ class _Made:
         self._copies = 0
 
     def add(self, pair: str, rows: pa.Table) -> None:
+        """Holds rows: what examples are made of, since a user's stage may give other columns another type in each batch."""
+        names = dict.fromkeys(
+            (*PAIR_COLUMNS, "key", "copies", "tokens", *PROVENANCE, *self._task.recipe.instruct.carry)
+        )
+        rows = rows.select([name for name in names if name in rows.column_names])
+        for at, name in enumerate(PAIR_COLUMNS):
+            rows = rows.set_column(at, name, rows[name].cast(pa.large_string()))
         self._held.append((pair, rows))
         self._copies += pc.sum(rows["copies"]).as_py()
         if self._copies >= _HELD:

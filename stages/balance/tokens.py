@@ -87,7 +87,8 @@ class TokenCounter:
             pairs = pairs_of(rendered)
             labels = encoded(rendered["direction"])
             forward = [[label == f"{a}-{b}" for label in labels.values] for a, b in pairs.sides]
-            backward = 1 - np.array(forward, np.int64).reshape(len(pairs.sides), -1)[pairs.code, labels.code]
+            known = np.array(forward, np.int64).reshape(len(pairs.sides), len(labels.values))
+            backward = 1 - known[pairs.code, labels.code]
             template = text.integers(rendered["template"])
             affix = self._affix_bytes(pairs.sides, instruct)[pairs.code, backward, template]
             prompt = np.diff(string_buffers(rendered["prompt"])[0])

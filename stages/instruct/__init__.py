@@ -211,11 +211,12 @@ def format_examples(
         The format's columns, then `src_lang tgt_lang direction template copy` and, if present, `source shard row` and
         the columns of `carry`. `prompt_completion` and `alpaca` have a column `system` if there is a system prompt.
     """
+    texts = {name: _text.large(rendered[name]) for name in _format.TEXTS if name in rendered.column_names}
+    rest = rendered.drop_columns(list(texts))
+    sizes = np.sum([_text.byte_lengths(column) for column in texts.values()], axis=0)
     order = np.arange(rendered.num_rows) if order is None else order
-    names = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
-    sizes = np.sum([_text.byte_lengths(_text.large(rendered[name])) for name in names], axis=0)
     pieces = _text.slices(sizes[order] + 32)  # of a chat, the speakers are text too
-    return pa.concat_tables([_format.format_rows(rendered, settings, order[start:stop]) for start, stop in pieces])
+    return pa.concat_tables([_format.format_rows(texts, rest, settings, order[start:stop]) for start, stop in pieces])
 
 
 def invert(examples: pa.Table, settings: InstructSettings) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,29 +31,32 @@ _FIELDS = {
 }
 
 
-def format_rows(rendered: pa.Table, settings: InstructSettings, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """Converts examples from `render`, with these indices, to the columns of the format."""
-    columns: dict[str, Any] = {}
+TEXTS = ("system", "prompt", "completion")
+"""Columns of `render` that have the text of an example; the first only if there is a system prompt."""
+
+
+def format_rows(
+    texts: Mapping[str, pa.Array[Any]], rest: pa.Table, settings: InstructSettings, rows: npt.NDArray[np.int64]
+) -> pa.Table:
+    """Converts examples from `render`, with these indices, to the columns of the format.
+
+    Args:
+        texts: those of `TEXTS` that there are, as `large_string`.
+        rest: the other columns.
+    """
+    rest = rest.take(rows)
     if settings.format in _CHATS:
         field, speaker, content, speakers = _CHATS[settings.format]
-        turns: list[str] = [name for name in ("system", "prompt", "completion") if name in rendered.column_names]
-        texts = [rendered[name] for name in turns]
-        columns[field] = _chat(texts, rows, speakers[-len(turns) :], (speaker, content))
-        rendered = rendered.drop_columns(turns).take(rows)
+        columns: dict[str, Any] = {field: _chat(list(texts.values()), rows, speakers, (speaker, content))}
     else:
-        rendered = rendered.take(rows)
-        system = [rendered["system"]] if "system" in rendered.column_names else []
-        if system:
-            columns["system"] = system[0]
-        if settings.format == "prompt_completion":
-            columns.update(prompt=rendered["prompt"], completion=rendered["completion"])
-        else:
-            instruction, asked = _alpaca(rendered, settings)
-            columns.update(instruction=instruction, input=asked, output=rendered["completion"])
-    rest = ("src_lang", "tgt_lang", "direction", "template", "copy", *PROVENANCE, *settings.carry)
-    for name in dict.fromkeys(rest):
-        if name in rendered.column_names and name not in columns:
-            columns[name] = rendered[name]
+        columns = {name: text.narrow(text.weave([(column, rows)], 1)) for name, column in texts.items()}
+        if settings.format == "alpaca":
+            instruction, asked = _alpaca(columns.pop("prompt"), rest, settings)
+            columns.update(instruction=instruction, input=asked, output=columns.pop("completion"))
+    names = ("src_lang", "tgt_lang", "direction", "template", "copy", *PROVENANCE, *settings.carry)
+    for name in dict.fromkeys(names):
+        if name in rest.column_names and name not in columns:
+            columns[name] = rest[name]
     return pa.table(columns)
 
 
@@ -95,17 +98,18 @@ def invert_batch(examples: pa.Table, settings: InstructSettings) -> pa.Table:
 
 
 def _chat(
-    contents: Sequence[text.Strings], rows: npt.NDArray[np.int64], speakers: tuple[str, ...], fields: tuple[str, str]
+    contents: Sequence[pa.Array[Any]], rows: npt.NDArray[np.int64], speakers: tuple[str, ...], fields: tuple[str, str]
 ) -> pa.Array[Any]:
-    """One list of turns for each of these rows, from one column per turn."""
-    content = text.weave([(text.large(column), rows) for column in contents], 1).cast(pa.string())
-    turns = pa.StructArray.from_arrays([text.repeated(speakers, rows.size), content], names=list(fields))
+    """One list of turns for each of these rows, from one column per turn, the last turns' speakers of these."""
+    content = text.weave([(column, rows) for column in contents], 1).cast(pa.string())
+    speaker = text.repeated(speakers[-len(contents) :], rows.size)
+    turns = pa.StructArray.from_arrays([speaker, content], names=list(fields))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows.size + 1) * len(contents), pa.int32()), turns)
 
 
-def _alpaca(rendered: pa.Table, settings: InstructSettings) -> tuple[text.Strings, text.Strings]:
+def _alpaca(prompt: text.Strings, rest: pa.Table, settings: InstructSettings) -> tuple[text.Strings, text.Strings]:
     """Instruction and input: if the prompt ends with the text, the text is the input, else it is in the instruction."""
-    frame = _halves(rendered, settings).with_columns(prompt=text.series(rendered["prompt"]))
+    frame = _halves(rest, settings).with_columns(prompt=text.series(prompt))
     apart = pl.col("after") == ""
     parts = frame.select(
         instruction=pl.when(apart).then(pl.col("before").str.strip_chars_end()).otherwise("prompt"),

@@ -46,7 +46,8 @@ def large(column: Strings) -> pa.Array[Any]:
     """One `large_string` array from any Arrow string column; null becomes empty text."""
     whole = column.cast(pa.large_string())
     if isinstance(whole, pa.ChunkedArray):
-        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], pa.large_string())
+        chunks = whole.chunks or [pa.array([], pa.large_string())]
+        whole = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     return whole.fill_null("") if whole.null_count else whole
 
 
