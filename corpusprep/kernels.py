@@ -26,7 +26,6 @@ from typing import Any, TypeVar, overload
 import numba
 import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.runtime.nrt import rtsys
 
 T = TypeVar("T")
 
@@ -71,7 +70,12 @@ class _KernelCache(FunctionCache):
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Loads compiled code. Numba would first import all that it needs to compile, which takes 0.1 s. All that the code itself needs is
         Numba's runtime; a kernel that is not in the cache imports the rest when it is compiled."""
-        rtsys.initialize(target)
+        try:
+            from numba.core.runtime.nrt import rtsys
+
+            rtsys.initialize(target)
+        except (ImportError, AttributeError):  # another version of Numba
+            return super().load_overload(signature, target)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(signature, target)
 

@@ -26,7 +26,7 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     Level 1, and no dictionary for columns without repeated values, halve the time of the defaults and need no more
     space.
     """
-    with parquet_writer(path, table) as writer:
+    with _parquet_writer(path, table) as writer:
         writer.write_table(table, _ROW_GROUP)
 
 
@@ -40,13 +40,13 @@ def write_tables(tables: Iterable[pa.Table], path: str | Path) -> int:
             if not table.num_rows:
                 continue
             if writer is None:
-                writer = stack.enter_context(parquet_writer(stack.enter_context(writing(path)), table))
+                writer = stack.enter_context(_parquet_writer(stack.enter_context(writing(path)), table))
             writer.write_table(table, _ROW_GROUP)
             rows += table.num_rows
     return rows
 
 
-def parquet_writer(path: str | Path, head: pa.Table) -> pq.ParquetWriter:
+def _parquet_writer(path: str | Path, head: pa.Table) -> pq.ParquetWriter:
     """A writer of tables like `head`, with the settings of `write_table`."""
     repeating: Any = [name for name in head.column_names if _repeats(head[name].slice(0, 1024))]
     return pq.ParquetWriter(path, head.schema, compression="zstd", compression_level=1, use_dictionary=repeating)

@@ -1,4 +1,4 @@
-"""Measures the text properties that the rules of the `clean` stage use, in one pass over the UTF-8 bytes."""
+"""Measures what the rules of the `clean` stage use of pairs: properties of both texts (`measure.py`), and of one beside the other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Side(NamedTuple):
         counts: int32 of shape (n, columns), see `COLUMNS`.
         script: float32 of shape (n,), share of letters in an expected script; NaN if no script is expected or no letter
             has a known script. Letters are weighted by how much text a letter of their script stands for.
-        repeated: float32 of shape (n,), share of the 8-character phrases that occur earlier in the same text.
+        repeated: float32 of shape (n,), share of the 8-character phrases that occur earlier in the same text; 0 may stand for shares
+            that no rule asks for, see `examine`.
     """
 
     counts: I32

@@ -356,7 +356,7 @@ def average(
             size += _length(high) if size == 8 else 0
             size = min(size, end - position)
             front = min(size, 8)
-            low &= _ALL >> np.uint64(64 - 8 * front)
+            low &= _ALL >> np.uint64(64 - 8 * front & 63)  # of no byte, all: a long word
             high &= (_ONE << np.uint64(8 * (size - front) & 63)) - _ONE
             name = _name(low, high)
             position += size

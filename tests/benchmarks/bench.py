@@ -459,11 +459,8 @@ def write_results(file: Path, found: Mapping[str, Sequence[str]]) -> None:
     head, *others = file.read_text(encoding="utf-8").split("\n## ")
     sections = {section.partition("\n")[0]: section.partition("\n")[2].strip("\n").split("\n") for section in others}
     sections |= {name: list(lines) for name, lines in found.items()}
-    parts = [
-        f"## {name}\n\n" + "\n".join(sections[name])
-        for name in [*PARTS, *(set(sections) - set(PARTS))]
-        if name in sections
-    ]
+    names = [name for name in dict.fromkeys([*PARTS, *sections]) if name in sections]
+    parts = [f"## {name}\n\n" + "\n".join(sections[name]) for name in names]
     file.write_text("\n\n".join([head.strip("\n"), *parts]) + "\n", encoding="utf-8")
 
 

@@ -18,9 +18,11 @@ import pytest
 from runs import digests, mix, recipe, redone, rejects
 
 from corpusprep import RunError, load_recipe, run
-from corpusprep.stages.instruct import invert
+from corpusprep.stages.instruct import InstructSettings, invert, render
+from corpusprep.stages.instruct import text as instruct_text
+from corpusprep.stages.instruct.examples import Examples
 from corpusprep.steps import finish
-from corpusprep.steps.render import file_of
+from corpusprep.steps.render import RenderTask, file_of
 from corpusprep.steps.taken import validation_hashes
 
 Corpus = Callable[..., Path]
@@ -214,3 +216,74 @@ def test_a_file_of_the_mix_is_gathered_from_more_files_than_may_be_open(tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert pa.concat_tables(tables)["text"].to_pylist() == ["b"] * 100
+
+
+def test_columns_of_a_users_stage_may_change_their_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "changes_types.py").write_text(
+        "import pyarrow as pa\n"
+        "def change(table, options):\n"
+        "    first = table['shard'][0].as_py().startswith('a')\n"
+        "    table = table.append_column('extra', pa.array([1] * len(table), pa.int64() if first else pa.float64()))\n"
+        "    kind = pa.large_string() if first else pa.string()\n"
+        "    for name in ('src', 'tgt'):\n"
+        "        table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))\n"
+        "    return table, table.slice(0, 0).append_column('reason', [[]])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in "ab":
+        rows = [
+            f"Ship {name}{n} left the port at noon.\tSchiff {name}{n} verließ den Hafen am Mittag." for n in range(60)
+        ]
+        (tmp_path / f"{name}.en-de.tsv").write_text("".join(f"{row}\n" for row in rows))
+    (tmp_path / "recipe.toml").write_text(
+        f'[[source]]\nformat = "tsv"\npath = "{tmp_path}/*.tsv"\n[dedup]\nenabled = false\n[quality]\nenabled = false\n'
+        '[[stage]]\nfunction = "changes_types:change"\nafter = "clean"\n'
+    )
+    run(load_recipe(tmp_path / "recipe.toml"), tmp_path / "out", workers=1)
+    assert mix(tmp_path / "out").select("source", "shard", "row").unique().height == 120
+
+
+def test_small_pieces_and_compressed_examples_give_the_same_bytes(
+    bitext: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[RenderTask] = []
+
+    def kept(*arguments: Any) -> RenderTask:
+        tasks.append(RenderTask(*arguments))
+        return tasks[-1]
+
+    monkeypatch.setattr(finish, "RenderTask", kept)
+    settings = recipe(bitext(), "instruct.shard_rows=300", "instruct.validation=25", "instruct.system='Translate.'")
+    run(settings, tmp_path / "one", workers=1)
+    assert not any(task.compressed for task in tasks)
+    tasks.clear()
+    monkeypatch.setattr(finish, "_PLAIN", 0)
+    for function, limit in ((instruct_text.slices, 5000), (Examples.rendered, 4000)):
+        monkeypatch.setattr(function, "__defaults__", (limit,))
+    run(settings, tmp_path / "other", workers=1)
+    assert tasks
+    assert all(task.compressed for task in tasks)
+    assert digests(tmp_path / "other") == digests(tmp_path / "one")
+
+
+def test_examples_of_equal_keys_are_sorted_by_their_provenance(tmp_path: Path) -> None:
+    n = 40
+    rows = {"src": [f"bread {k}" for k in range(n)], "tgt": [f"Brot {k}" for k in range(n)], "src_lang": ["en"] * n,
+            "tgt_lang": ["de"] * n, "source": ["one", "two"] * (n // 2), "shard": ["a"] * n, "row": list(range(n))}  # fmt: skip
+    table = render(pa.table(rows), InstructSettings(), 1)
+    table = table.set_column(table.column_names.index("key"), "key", pa.array([7] * 2 * n, pa.uint64()))
+    table = table.take(np.random.default_rng(1).permutation(2 * n))
+    with ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        for start in (0, 50):
+            writer.write_table(table.slice(start, 50).combine_chunks())
+    pieces = ((str(tmp_path / "a.arrow"), 0), (str(tmp_path / "a.arrow"), 1))
+    task = finish.MixTask(
+        "mix",
+        pieces,
+        str(tmp_path / "out.parquet"),
+        str(tmp_path / "done.json"),
+        load_recipe(None, sources=["tsv=a.tsv"]),
+    )
+    assert finish.gather(task).rows == 2 * n
+    found = pq.read_table(task.output).select(["source", "shard", "row", "direction"]).to_pylist()
+    assert found == sorted(found, key=lambda row: tuple(row.values()))

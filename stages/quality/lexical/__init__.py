@@ -268,7 +268,8 @@ def _vocabulary(cut: tuple[I64, U64, U8, U64], folds: I64, n_folds: int) -> tupl
 
 @kernel
 def _number(tokens: U64) -> tuple[I32, I64, I64]:
-    """Numbers n tokens in the order in which they are met: the number of each, and of each number the first place and how often it occurs."""
+    """Numbers n tokens in the order in which they are met. Returns the number of each, (n,), and of each number the first place and how
+    often it occurs."""
     numbers = np.empty(tokens.size, np.int32)
     first, found = np.empty(tokens.size, np.int64), np.zeros(tokens.size, np.int64)
     slots = np.full(1 << 12, -1, np.int32)

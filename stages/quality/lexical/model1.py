@@ -35,8 +35,9 @@ class Links(NamedTuple):
     """Candidate translations of tokens, and the rows in which they occur.
 
     An entry is a pair of a source and a target token that occur together. Entries of more than one row come first, by ascending
-    source token, and then those of one row, in the order of the rows, so that look-ups at random stay in a small part of memory. A link is an entry in a row. The links of row r begin at `at[r]`: those of its first source token with all its target
-    tokens, then those of its second.
+    source token, and then those of one row, in the order of the rows, so that look-ups at random stay in a small part of memory.
+    A link is an entry in a row. The links of row r begin at `at[r]`: those of its first source token with all its target tokens,
+    then those of its second.
 
     Attributes:
         sources, targets: tokens of each entry.

@@ -99,7 +99,7 @@ def make_table(starts: I64, targets: I32, values: U8, tokens: int) -> Table:
     """The table of a model.
 
     Args:
-        starts, targets, values: see `Model`.
+        starts, targets, values: see `Model`; a source token has fewer than 2^26 entries.
         tokens: number of target tokens.
     """
     width = 7

@@ -371,6 +371,8 @@ def test_examples_are_counted_whole(tokenizer: tuple[Path, Tokenizer], system: s
         for row in rendered.to_pylist()
     ]
     assert counter.count_examples(rendered, told).tolist() == expected
+    for each in (counter, TokenCounter(BalanceSettings())):
+        assert each.count_examples(rendered.slice(0, 0), told).tolist() == []
 
 
 @pytest.mark.parametrize("exact", [True, False])

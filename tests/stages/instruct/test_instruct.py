@@ -28,6 +28,7 @@ from corpusprep.stages.instruct import (
     validation_mask,
     write,
 )
+from corpusprep.stages.instruct import text as _text
 from corpusprep.stages.instruct.templates import halves
 from corpusprep.stages.instruct.tokens import border_mask, risky, token_mask
 
@@ -485,3 +486,33 @@ def test_the_card_states_the_facts() -> None:
     assert "n<1K" in text
     bare = card(CardFacts(name="x", pairs={}, files={}, examples={}))
     assert "0 examples" in bare
+
+
+@pytest.mark.parametrize("format", FIELDS)
+@pytest.mark.parametrize("system", [None, "Translate into {target_language}."])
+def test_examples_are_formatted_in_any_order_and_in_pieces(
+    format: Any, system: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = InstructSettings(format=format, system=system)
+    rendered = render(numbered(60), chosen, 1)
+    rendered = pa.concat_tables([rendered.slice(0, 17), rendered.slice(17, 0), rendered.slice(17)])
+    plain = format_examples(rendered, chosen).combine_chunks()
+    order = np.random.default_rng(1).permutation(rendered.num_rows)[:100]
+    monkeypatch.setattr(_text.slices, "__defaults__", (900,))
+    found = format_examples(rendered, chosen, order)
+    assert found[0].num_chunks > 5
+    assert found.schema == plain.schema
+    assert found.combine_chunks().equals(plain.take(order).combine_chunks())
+    assert format_examples(rendered, chosen, order[:0]).schema == plain.schema
+
+
+@given(st.lists(st.text(max_size=9), min_size=1, max_size=9), st.data())
+def test_woven_texts(texts: list[str], data: st.DataObject) -> None:
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    array = pa.array(["before", *texts, "after"], pa.large_string()).slice(1, len(texts))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=9)), np.int64)
+    both = [(array, rows), (array, rows[::-1].copy())]
+    first, second = [texts[k] for k in rows], [texts[k] for k in rows[::-1]]
+    assert _text.weave(both, 1).to_pylist() == [text for pair in zip(first, second, strict=True) for text in pair]
+    assert _text.weave(both, 2).to_pylist() == [a + b for a, b in zip(first, second, strict=True)]
+    assert _text.repeated(["user", "", "ö"], len(rows)).to_pylist() == ["user", "", "ö"] * len(rows)
